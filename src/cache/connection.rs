@@ -1,0 +1,86 @@
+//! A connection to one Redis, and what its refusals mean to people.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind};
+
+use super::Cache;
+
+/// Opening a connection may take this long.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+/// A reply may take this long: a slow Lua script or a fork of a big server stalls Redis for more than a second.
+const REPLY_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a cache did not take what it was sent.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("cache `{cache}` at {address}: {sentence}")]
+pub struct Error {
+    /// Alias of the cache.
+    pub cache: String,
+    /// Host and database.
+    pub address: String,
+    /// What happened, and what to do.
+    pub sentence: String,
+    /// Is it the settings' fault, so that waiting does not help?
+    pub kind: Kind,
+}
+
+/// What kind of trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Redis is away, loading, full or read-only: try again.
+    Away,
+    /// Wrong user or password, or a missing permission.
+    Refused,
+}
+
+impl Error {
+    /// What redis-rs reports, in a sentence.
+    pub fn new(cache: &Cache, error: &RedisError) -> Error {
+        let said = said(error);
+        let code = error.code().unwrap_or_default();
+        let (kind, sentence) = match (error.kind(), code) {
+            (ErrorKind::AuthenticationFailed, _) | (_, "WRONGPASS" | "NOAUTH") => {
+                (Kind::Refused, format!("Redis refuses the user or password ({said}); correct the cache's `url`"))
+            }
+            (_, "NOPERM") => (Kind::Refused, format!("{said}; the ACL user needs {}", super::connection::PERMISSIONS)),
+            (_, "OOM") => (Kind::Away, format!("Redis is full ({said}); raise maxmemory or set an eviction policy")),
+            (ErrorKind::Server(ServerErrorKind::ReadOnly), _) => {
+                (Kind::Away, format!("this Redis is a replica ({said}); the cache's `url` must name the master"))
+            }
+            (ErrorKind::Server(ServerErrorKind::BusyLoading), _) => {
+                (Kind::Away, "Redis is still loading its data".into())
+            }
+            _ if error.is_timeout() => (Kind::Away, "Redis does not answer in time".into()),
+            _ => (Kind::Away, said),
+        };
+        Error { cache: cache.name.clone(), address: cache.address(), sentence, kind }
+    }
+
+    /// A server's error reply within a pipeline.
+    pub fn reply(cache: &Cache, error: redis::ServerError) -> Error {
+        Error::new(cache, &RedisError::from(error))
+    }
+}
+
+/// ACL rules that the daemon needs for the dialects it speaks.
+pub const PERMISSIONS: &str =
+    "+hello +auth +ping +select +hmget +hset +time +eval +evalsha +script|load +unlink +set on its keys and ~waltag:*";
+
+/// The server's own words; redis-rs puts its category in front of them.
+fn said(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        _ => error.to_string(),
+    }
+}
+
+/// Opens a connection; errors are sentences.
+pub async fn open(cache: &Cache) -> Result<MultiplexedConnection, Error> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_LIMIT))
+        .set_response_timeout(Some(REPLY_LIMIT));
+    let client = redis::Client::open(cache.url.clone()).map_err(|error| Error::new(cache, &error))?;
+    client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| Error::new(cache, &error))
+}

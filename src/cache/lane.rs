@@ -1,0 +1,358 @@
+//! A lane: one cache with its connection, the batch in flight, the next batch, and the position up to which nothing is
+//! owed. Lanes never wait for each other.
+//!
+//! While Redis is busy with one flight, the next batch fills: group commit.
+
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use redis::Value;
+use redis::aio::MultiplexedConnection;
+use tokio::time::{Instant, sleep_until};
+
+use super::Cache;
+use super::command::{self, commands};
+use super::connection::{self, Error};
+use super::marker::{Answer, Marker};
+use crate::backoff::Backoff;
+use crate::source::lsn::Lsn;
+use crate::tags::Tags;
+
+/// Tags of one pipeline: one round trip each, and a bound on what redis-rs buffers.
+const SLICE: usize = 1_000;
+/// The marker is written at least this often while the lane is up.
+const MARKER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Tags that wait, and the position before the oldest transaction among them.
+#[derive(Default)]
+pub struct Batch {
+    /// The tags.
+    pub tags: Tags,
+    /// Nothing after this position may be called done while the batch waits.
+    pub floor: Option<Lsn>,
+}
+
+impl Batch {
+    /// Takes in tags of a transaction that began after `floor`.
+    pub fn add(&mut self, tags: &Tags, floor: Lsn) {
+        self.tags.extend(tags);
+        self.floor = Some(self.floor.map_or(floor, |own| own.min(floor)));
+    }
+
+    fn clear(&mut self) {
+        self.tags.clear();
+        self.floor = None;
+    }
+}
+
+/// One cache at work.
+pub struct Lane {
+    cache: Cache,
+    marker: Marker,
+    connection: Option<MultiplexedConnection>,
+    work: Option<Pin<Box<dyn Future<Output = Outcome>>>>,
+    next: Batch,
+    /// A cleared batch whose memory is used again.
+    spare: Batch,
+    in_flight: Flight,
+    done: Option<Lsn>,
+    written: Option<Lsn>,
+    write_due: Instant,
+    backoff: Backoff,
+    attempted: bool,
+    /// The work is only the sleep until the next marker.
+    idle: bool,
+    /// No stream: the marker must not be kept alive against a daemon that has taken over the slot.
+    paused: bool,
+}
+
+/// What is under way.
+#[derive(Default)]
+struct Flight {
+    floor: Option<Lsn>,
+    size: usize,
+    marker: Option<Lsn>,
+}
+
+enum Outcome {
+    Connected(Box<(MultiplexedConnection, Option<String>, Option<String>)>),
+    /// The claim was answered.
+    Claimed(Result<Value, Error>),
+    Landed {
+        batch: Batch,
+        marker: Option<Value>,
+        result: Result<(), Error>,
+    },
+    Failed(Error),
+    Rested,
+}
+
+/// What the daemon should know.
+#[derive(Debug)]
+pub enum Event {
+    /// The cache is claimed.
+    Up,
+    /// The cache cannot be used; it is tried again.
+    Down(Error),
+    /// Tags were acknowledged: how many.
+    Sent(usize),
+    /// The marker says this position; it may be confirmed.
+    Marked,
+    /// The marker was refused; it is claimed again.
+    Refused(String),
+}
+
+impl Lane {
+    /// A lane that connects with its first poll.
+    pub fn new(cache: Cache, marker: Marker) -> Lane {
+        Lane {
+            cache,
+            marker,
+            connection: None,
+            work: Some(Box::pin(async { Outcome::Rested })),
+            next: Batch::default(),
+            spare: Batch::default(),
+            in_flight: Flight::default(),
+            done: None,
+            written: None,
+            write_due: Instant::now(),
+            backoff: Backoff::default(),
+            attempted: false,
+            idle: false,
+            paused: false,
+        }
+    }
+
+    /// Its cache.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Takes in tags whose transaction every reader sees.
+    pub fn add(&mut self, tags: &Tags, floor: Lsn) {
+        if !tags.is_empty() {
+            self.next.add(tags, floor);
+        }
+    }
+
+    /// Everything up to `position` was handed over; what is still owed lowers it. Never goes back: what was done stays done.
+    pub fn advance(&mut self, position: Lsn) {
+        self.paused = false;
+        let owed = [self.next.floor, self.in_flight.floor].into_iter().flatten().min();
+        let done = owed.map_or(position, |floor| floor.min(position));
+        self.done = self.done.max(Some(done));
+    }
+
+    /// The stream broke: what is owed is still sent, but the marker is not refreshed until [`Lane::advance`].
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// The position that this cache has acknowledged in its marker: all of it may be forgotten by the source.
+    pub fn marked(&self) -> Option<Lsn> {
+        self.written
+    }
+
+    /// Has it been claimed, or tried in vain at least once?
+    pub fn attempted(&self) -> bool {
+        self.attempted
+    }
+
+    /// Bytes that wait or are under way.
+    pub fn size(&self) -> usize {
+        self.next.tags.size() + self.in_flight.size
+    }
+
+    /// Nothing waits, nothing is under way, and the marker says so.
+    pub fn is_settled(&self) -> bool {
+        self.next.tags.is_empty() && self.in_flight.size == 0 && self.written >= self.done
+    }
+
+    /// Works on; ready when there is something to tell.
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+        loop {
+            if self.work.is_none() {
+                self.work = Some(self.start());
+            }
+            let Some(work) = &mut self.work else { return Poll::Pending };
+            let Poll::Ready(outcome) = work.as_mut().poll(context) else { return Poll::Pending };
+            self.work = None;
+            self.idle = false;
+            if let Some(event) = self.finish(outcome) {
+                return Poll::Ready(event);
+            }
+        }
+    }
+
+    /// To be called when tags or positions were added: an idle lane sleeps until its marker is due.
+    pub fn wake(&mut self) {
+        if self.idle && self.has_work() {
+            self.idle = false;
+            self.work = None;
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        !self.next.tags.is_empty() || self.done > self.written
+    }
+
+    /// The next thing to do on an open connection.
+    fn start(&mut self) -> Pin<Box<dyn Future<Output = Outcome>>> {
+        let Some(connection) = self.connection.clone() else { return Box::pin(pending()) };
+        let quiet = self.paused || self.done.is_none();
+        if !self.has_work() && (quiet || Instant::now() < self.write_due) {
+            self.idle = true;
+            return rest_until(if quiet { Instant::now() + MARKER_INTERVAL } else { self.write_due });
+        }
+        // The marker tells of the batches before this one, all of whose replies were good.
+        let due = self.done > self.written || Instant::now() >= self.write_due;
+        let marker = self.done.filter(|_| due);
+        let write = marker.map(|done| self.marker.write(Some(done)));
+        let batch = std::mem::replace(&mut self.next, std::mem::take(&mut self.spare));
+        self.in_flight = Flight { floor: batch.floor, size: batch.tags.size().max(1), marker };
+        Box::pin(flight(self.cache.clone(), connection, write, batch))
+    }
+
+    fn finish(&mut self, outcome: Outcome) -> Option<Event> {
+        match outcome {
+            Outcome::Rested => {
+                if self.connection.is_none() {
+                    self.work = Some(Box::pin(connect(self.cache.clone(), self.marker.load(), self.marker.read())));
+                }
+                None
+            }
+            Outcome::Connected(connected) => {
+                let (connection, owner, seq) = *connected;
+                self.marker.found(owner, seq);
+                self.work = Some(Box::pin(claim(self.cache.clone(), connection.clone(), self.marker.write(self.done))));
+                self.connection = Some(connection);
+                self.in_flight.marker = self.done;
+                None
+            }
+            Outcome::Claimed(Ok(answer)) => Some(match self.marked_by(&answer) {
+                None => {
+                    self.attempted = true;
+                    self.backoff.reset();
+                    Event::Up
+                }
+                Some(refusal) => {
+                    self.connection = None;
+                    self.rest();
+                    refusal
+                }
+            }),
+            Outcome::Landed { mut batch, marker, result } => {
+                let sent = batch.tags.len();
+                let refusal = marker.and_then(|answer| self.marked_by(&answer));
+                self.in_flight = Flight::default();
+                if let Err(error) = result {
+                    // Sent again as a whole: an invalidation may be repeated at will.
+                    let floor = batch.floor.unwrap_or_default();
+                    self.add(&batch.tags, floor);
+                    return Some(self.fail(error));
+                }
+                batch.clear();
+                self.spare = batch;
+                refusal.or(match sent {
+                    0 => Some(Event::Marked),
+                    sent => Some(Event::Sent(sent)),
+                })
+            }
+            Outcome::Claimed(Err(error)) | Outcome::Failed(error) => Some(self.fail(error)),
+        }
+    }
+
+    /// Takes the answer to a marker; a refusal is told, and the next write claims what stands there now.
+    fn marked_by(&mut self, answer: &Value) -> Option<Event> {
+        let wanted = self.in_flight.marker.take();
+        self.write_due = Instant::now() + MARKER_INTERVAL;
+        match self.marker.answered(answer) {
+            Answer::Written => {
+                self.written = self.written.max(wanted);
+                None
+            }
+            Answer::Refused(reason) => {
+                self.write_due = Instant::now();
+                Some(Event::Refused(reason))
+            }
+        }
+    }
+
+    fn fail(&mut self, error: Error) -> Event {
+        self.attempted = true;
+        self.connection = None;
+        self.in_flight = Flight::default();
+        self.rest();
+        Event::Down(error)
+    }
+
+    fn rest(&mut self) {
+        self.work = Some(rest_until(Instant::now() + self.backoff.next()));
+    }
+}
+
+fn rest_until(due: Instant) -> Pin<Box<dyn Future<Output = Outcome>>> {
+    Box::pin(async move {
+        sleep_until(due).await;
+        Outcome::Rested
+    })
+}
+
+async fn connect(cache: Cache, load: redis::Cmd, read: redis::Cmd) -> Outcome {
+    let mut connection = match connection::open(&cache).await {
+        Ok(connection) => connection,
+        Err(error) => return Outcome::Failed(error),
+    };
+    let read: redis::RedisResult<(Option<String>, Option<String>)> = read.query_async(&mut connection).await;
+    match (read, load.exec_async(&mut connection).await) {
+        (Ok((owner, seq)), Ok(())) => Outcome::Connected(Box::new((connection, owner, seq))),
+        (Err(error), _) | (_, Err(error)) => Outcome::Failed(Error::new(&cache, &error)),
+    }
+}
+
+async fn claim(cache: Cache, mut connection: MultiplexedConnection, write: redis::Cmd) -> Outcome {
+    let answer: redis::RedisResult<Value> = write.query_async(&mut connection).await;
+    Outcome::Claimed(answer.map_err(|error| Error::new(&cache, &error)))
+}
+
+/// Sends a marker and a batch in slices, looking at every reply.
+async fn flight(
+    cache: Cache,
+    mut connection: MultiplexedConnection,
+    marker: Option<redis::Cmd>,
+    batch: Batch,
+) -> Outcome {
+    let mut head = marker;
+    let mut answer = None;
+    let mut tags = batch.tags.iter().peekable();
+    let mut result = Ok(());
+    while result.is_ok() && (head.is_some() || tags.peek().is_some()) {
+        let mut pipeline = redis::Pipeline::with_capacity(SLICE);
+        pipeline.ignore_errors();
+        let marked = head.take().is_some_and(|command| {
+            pipeline.add_command(command);
+            true
+        });
+        for tag in tags.by_ref().take(SLICE) {
+            for command in commands(&cache, tag, command::new_version()) {
+                pipeline.add_command(command.pack());
+            }
+        }
+        match pipeline.query_async::<Vec<Value>>(&mut connection).await {
+            Err(error) => result = Err(Error::new(&cache, &error)),
+            Ok(replies) => {
+                for (index, reply) in replies.into_iter().enumerate() {
+                    match reply {
+                        Value::ServerError(error) => result = Err(Error::reply(&cache, error)),
+                        reply if marked && index == 0 => answer = Some(reply),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+    drop(tags);
+    Outcome::Landed { batch, marker: answer, result }
+}

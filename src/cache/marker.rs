@@ -1,0 +1,154 @@
+//! The marker: one hash per cache that says how far this Redis has been told. It lives or dies with the tags, so it is the
+//! witness of what Redis lost.
+//!
+//! It is written by a script that first compares who wrote last: a second daemon, a restored copy or a flushed database
+//! answer differently, and waltag never relies on being told of a reconnect.
+
+use redis::{Cmd, Script, Value};
+
+use crate::source::lsn::Lsn;
+
+/// KEYS[1] the hash; ARGV: expected owner and seq ('' where the field is missing), then fields and values.
+/// Answers 1, or the owner and seq that are there instead; then nothing was written.
+const COMPARE_AND_SET: &str = "\
+local m = redis.call('HMGET', KEYS[1], 'owner', 'seq') \
+if (m[1] or '') ~= ARGV[1] or (m[2] or '') ~= ARGV[2] then return {m[1] or '', m[2] or ''} end \
+local at = redis.call('TIME') \
+redis.call('HSET', KEYS[1], 'at', at[1], unpack(ARGV, 3)) \
+return 1";
+
+/// Version of the hash's fields.
+const FORMAT: &str = "1";
+
+/// The state of the source that is written along.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// IDENTIFY_SYSTEM's timeline.
+    pub timeline: String,
+    /// `pg_stat_bgwriter.stats_reset`: it stays over a clean restart and changes over a crash.
+    pub crash: String,
+}
+
+/// The marker of one cache, and what we believe stands in it.
+pub struct Marker {
+    key: String,
+    owner: String,
+    script: Script,
+    origin: Origin,
+    held: Held,
+}
+
+/// Owner and sequence number as Redis has them; empty where there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Held {
+    owner: String,
+    seq: String,
+}
+
+/// What Redis answered to a write.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Written.
+    Written,
+    /// Somebody else wrote, or Redis lost writes: what stands there now.
+    Refused(String),
+}
+
+impl Marker {
+    /// The marker `waltag:<system identifier>:<slot>:<cache>`; `owner` is random per process.
+    pub fn new(system: &str, slot: &str, cache: &str, owner: &str, origin: Origin) -> Marker {
+        let key = format!("waltag:{system}:{slot}:{cache}");
+        Marker { key, owner: owner.to_owned(), script: Script::new(COMPARE_AND_SET), origin, held: Held::default() }
+    }
+
+    /// SCRIPT LOAD: once per connection, because a pipeline cannot fall back from EVALSHA.
+    pub fn load(&self) -> Cmd {
+        let mut command = redis::cmd("SCRIPT");
+        command.arg("LOAD").arg(COMPARE_AND_SET);
+        command
+    }
+
+    /// Reads who wrote last. Must come before any other write on a new connection.
+    pub fn read(&self) -> Cmd {
+        let mut command = redis::cmd("HMGET");
+        command.arg(&self.key).arg("owner").arg("seq");
+        command
+    }
+
+    /// Takes the answer to [`Marker::read`].
+    pub fn found(&mut self, owner: Option<String>, seq: Option<String>) {
+        self.held = Held { owner: owner.unwrap_or_default(), seq: seq.unwrap_or_default() };
+    }
+
+    /// A write of the marker: `done` is the position up to which nothing is owed; `None` only claims.
+    pub fn write(&self, done: Option<Lsn>) -> Cmd {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(self.script.get_hash()).arg(1).arg(&self.key).arg(&self.held.owner).arg(&self.held.seq);
+        command.arg("format").arg(FORMAT).arg("owner").arg(&self.owner).arg("seq").arg(self.next_seq());
+        command.arg("timeline").arg(&self.origin.timeline).arg("crash").arg(&self.origin.crash);
+        if let Some(done) = done {
+            command.arg("lsn").arg(done.to_string()).arg("done").arg(done.to_string());
+        }
+        command
+    }
+
+    /// Takes the answer to [`Marker::write`].
+    pub fn answered(&mut self, value: &Value) -> Answer {
+        if matches!(value, Value::Int(1)) {
+            self.held = Held { owner: self.owner.clone(), seq: self.next_seq() };
+            return Answer::Written;
+        }
+        let text = |value: &Value| redis::from_redis_value_ref::<String>(value).unwrap_or_default();
+        let (owner, seq) = match value {
+            Value::Array(fields) => (fields.first().map(text), fields.get(1).map(text)),
+            _ => (None, None),
+        };
+        let there = match (owner.as_deref(), seq.as_deref()) {
+            (Some(""), _) | (None, _) => "the marker is gone: this Redis was emptied or lost writes".to_owned(),
+            (Some(owner), _) if owner != self.owner => format!("another waltag ({owner}) has taken over {}", self.key),
+            (Some(_), seq) => {
+                format!("the marker went back to seq {}: this Redis lost writes", seq.unwrap_or_default())
+            }
+        };
+        self.found(owner, seq);
+        Answer::Refused(there)
+    }
+
+    fn next_seq(&self) -> String {
+        // A sequence number that is not one of ours starts again at 1.
+        self.held.seq.parse::<u64>().unwrap_or_default().saturating_add(1).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marker() -> Marker {
+        Marker::new("7", "waltag", "default", "me", Origin::default())
+    }
+
+    #[test]
+    fn each_write_expects_the_one_before() {
+        let mut marker = marker();
+        marker.found(None, None);
+        assert_eq!(marker.next_seq(), "1");
+        assert_eq!(marker.answered(&Value::Int(1)), Answer::Written);
+        assert_eq!(marker.held, Held { owner: "me".into(), seq: "1".into() });
+        assert_eq!(marker.next_seq(), "2");
+    }
+
+    #[test]
+    fn a_refusal_says_what_happened() {
+        let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        for (owner, seq, word) in [("", "", "emptied"), ("you", "4", "another waltag"), ("me", "1", "went back")] {
+            let mut marker = marker();
+            marker.found(Some("me".into()), Some("3".into()));
+            let Answer::Refused(reason) = marker.answered(&Value::Array(vec![bulk(owner), bulk(seq)])) else {
+                panic!()
+            };
+            assert!(reason.contains(word), "{reason}");
+            assert_eq!(marker.held, Held { owner: owner.into(), seq: seq.into() });
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Where tags go: a named Redis, read by one client library.
+//!
+//! [`Cache`] (settings) -> [`dialect`] (keys and operation) -> [`command`] (what is sent) -> [`lane`] (connection, batch
+//! in flight, marker).
+
+pub mod command;
+pub mod connection;
+pub mod dialect;
+pub mod lane;
+pub mod marker;
+mod options;
+mod releases;
+
+use crate::rules::diagnostic::Place;
+use crate::rules::style::Style;
+use command::Operation;
+use dialect::{Dialect, KeyFormula};
+
+/// A cache of the rule set.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    /// Its alias.
+    pub name: String,
+    /// Where it is defined.
+    pub place: Place,
+    /// Where Redis is, with credentials: never printed; [`Cache::address`] is for people.
+    pub url: redis::ConnectionInfo,
+    /// The client library.
+    pub dialect: &'static Dialect,
+    /// How values become text.
+    pub style: Style,
+    /// One per key prefix and release: a tag goes stale under each.
+    pub keys: Vec<KeyFormula>,
+    /// What is done to a key.
+    pub operation: Operation,
+}
+
+impl Cache {
+    /// Host and database without credentials.
+    pub fn address(&self) -> String {
+        match self.url.redis_settings().db() {
+            0 => self.url.addr().to_string(),
+            database => format!("{}/{database}", self.url.addr()),
+        }
+    }
+}

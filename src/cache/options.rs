@@ -1,0 +1,197 @@
+//! An entry of `caches:` as meant.
+
+use redis::IntoConnectionInfo;
+
+use super::Cache;
+use super::command::Operation;
+use super::dialect::{self, DIALECTS, Dialect, KeyForm, KeyFormula, OperationForm};
+use super::releases;
+use crate::quantity;
+use crate::rules::diagnostic::{Diagnostic, Place};
+use crate::rules::expand::{Surroundings, expand};
+use crate::rules::fields::{self, Fields};
+use crate::rules::style::{self, Style};
+use crate::rules::yaml::{Key, Node};
+
+/// How long cache-tagging and cache-dependencies keep a tag (their `set()`: 24 hours, never refreshed).
+const DJANGO_TAG_LIFE: u64 = 86_400;
+
+/// Reads the options of one cache: what is wrong is reported, and the rest is still looked at.
+struct Reader<'a> {
+    fields: Fields<'a>,
+    around: &'a Surroundings<'a>,
+    problems: &'a mut Vec<Diagnostic>,
+}
+
+impl Cache {
+    /// Reads one entry of `caches:`.
+    pub fn read(key: &Key, node: &Node, around: &Surroundings, problems: &mut Vec<Diagnostic>) -> Option<Cache> {
+        let reported = problems.len();
+        let dialect = dialect_of(node, problems)?;
+        let known: Vec<&str> = ["url", "dialect", "style"].into_iter().chain(dialect.options.iter().copied()).collect();
+        let fields = Fields::of(node, &format!("a cache of dialect {}", dialect.name), &known, problems)?;
+        let mut reader = Reader { fields, around, problems };
+        let url = reader.url();
+        let style = reader.style(dialect);
+        let keys = reader.keys(dialect.keys);
+        let operation = reader.operation(dialect);
+        if problems.len() > reported {
+            return None;
+        }
+        Some(Cache {
+            name: key.name.clone(),
+            place: key.place.clone(),
+            url: url?,
+            dialect,
+            style,
+            keys,
+            operation: operation?,
+        })
+    }
+}
+
+fn dialect_of(node: &Node, problems: &mut Vec<Diagnostic>) -> Option<&'static Dialect> {
+    let mut ignored = Vec::new();
+    // Which keys are known depends on the dialect, so it is looked up before the keys are checked.
+    let entries = match &node.value {
+        crate::rules::yaml::Value::Map(_) => Fields::of(node, "a cache", &[], &mut ignored)?,
+        _ => return Fields::of(node, "a cache", &[], problems).and(None),
+    };
+    let (place, name) = fields::text(entries.require("dialect", "the cache", problems)?, "`dialect`", problems)?;
+    let found = dialect::named(name);
+    if found.is_none() {
+        let problem = place.error("unknown-dialect", format!("unknown dialect `{name}`"));
+        problems.push(problem.suggest(name, DIALECTS.iter().map(|dialect| dialect.name)));
+    }
+    found
+}
+
+impl Reader<'_> {
+    /// The texts of a key, expanded.
+    fn texts(&mut self, name: &str) -> Vec<(Place, String)> {
+        let Some(node) = self.fields.get(name) else { return Vec::new() };
+        let mut expanded = Vec::new();
+        for (place, text) in fields::texts(node, &format!("`{name}`"), self.problems) {
+            match expand(text, self.around) {
+                Ok(text) => expanded.push((place.clone(), text)),
+                Err(sentence) => self.problems.push(place.error("expand", sentence)),
+            }
+        }
+        expanded
+    }
+
+    /// The one text of a key.
+    fn text(&mut self, name: &str) -> Option<(Place, String)> {
+        let mut texts = self.texts(name);
+        if let Some((place, _)) = texts.get(1) {
+            self.problems.push(place.error("type", format!("`{name}` takes one value")));
+        }
+        (!texts.is_empty()).then(|| texts.swap_remove(0))
+    }
+
+    /// One of a few words.
+    fn word<T: Copy>(&mut self, name: &str, words: &[(&str, T)]) -> Option<T> {
+        let (place, text) = self.text(name)?;
+        let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        if found.is_none() {
+            let problem = place.error("option", format!("`{name}` cannot be `{text}`"));
+            self.problems.push(problem.suggest(&text, words.iter().map(|(word, _)| *word)));
+        }
+        found
+    }
+
+    fn url(&mut self) -> Option<redis::ConnectionInfo> {
+        self.fields.require("url", "the cache", self.problems)?;
+        let (place, text) = self.text("url")?;
+        let scheme = text.split("://").next().unwrap_or_default();
+        // The message must not quote the URL: it may hold a password.
+        let help = "write redis://[user:password@]host:6379/DB, or redis+unix:///path/redis.sock?db=DB";
+        match scheme {
+            "redis" | "unix" | "redis+unix" => match text.as_str().into_connection_info() {
+                Ok(info) => return Some(info),
+                Err(_) => self.problems.push(place.error("url", "this is not a Redis URL").help(help)),
+            },
+            "rediss" => self.problems.push(place.error("url", "TLS to Redis is not spoken by this version").help(help)),
+            _ => self.problems.push(place.error("url", "a Redis URL starts with redis:// or redis+unix://").help(help)),
+        }
+        None
+    }
+
+    fn style(&mut self, dialect: &Dialect) -> Style {
+        let words: Vec<(&str, Style)> =
+            style::NAMES.iter().filter_map(|name| Some((*name, Style::named(name)?))).collect();
+        self.word("style", &words).unwrap_or(dialect.style)
+    }
+
+    fn keys(&mut self, form: KeyForm) -> Vec<KeyFormula> {
+        let KeyForm::DjangoTag(library) = form else { return vec![KeyFormula::Verbatim] };
+        let mut prefixes = self.texts("key_prefix");
+        if prefixes.is_empty() {
+            prefixes.push((self.fields.place.clone(), String::new()));
+        }
+        let mut versions = self.texts("version");
+        if versions.is_empty() {
+            versions.push((self.fields.place.clone(), "1".into()));
+        }
+        if let (Some(node), Some(_)) = (self.fields.get("release"), self.fields.get("releases")) {
+            self.problems.push(node.place.error("option", "`release` and `releases` exclude each other"));
+        }
+        let mut releases = self.texts("releases");
+        releases.extend(self.text("release"));
+        if releases.is_empty() {
+            releases.push((self.fields.place.clone(), library.default_release().into()));
+        }
+        let mut heads = Vec::new();
+        for (place, release) in releases {
+            match releases::tag_prefix(&release) {
+                Some(prefix) if heads.contains(&prefix) => {}
+                Some(prefix) => heads.push(prefix),
+                None => {
+                    let (first, last) = releases::range(library);
+                    let problem =
+                        place.error("option", format!("`{release}` is not a release whose tag keys are known"));
+                    self.problems.push(problem.help(format!("releases run from {first} to {last}")));
+                }
+            }
+        }
+        let mut keys = Vec::new();
+        for (_, prefix) in &prefixes {
+            for (_, version) in &versions {
+                keys.extend(heads.iter().map(|head| KeyFormula::Md5(format!("{prefix}:{version}:{head}"))));
+            }
+        }
+        keys
+    }
+
+    fn operation(&mut self, dialect: &Dialect) -> Option<Operation> {
+        match dialect.operation {
+            OperationForm::Unlink => Some(Operation::Unlink),
+            OperationForm::UnlinkOrSet => {
+                let set = Operation::Set { ttl: DJANGO_TAG_LIFE, existing: true };
+                Some(self.word("mode", &[("unlink", Operation::Unlink), ("set", set)]).unwrap_or(Operation::Unlink))
+            }
+            OperationForm::Version => {
+                let what = "a cache of dialect version";
+                let ttl = self.fields.require("ttl", what, self.problems).and_then(|_| self.seconds("ttl"));
+                let absent = self.fields.require("absent", what, self.problems);
+                let existing = absent.and_then(|_| self.word("absent", &[("stale", true), ("valid", false)]));
+                Some(Operation::Set { ttl: ttl?, existing: existing? })
+            }
+        }
+    }
+
+    fn seconds(&mut self, name: &str) -> Option<u64> {
+        let (place, text) = self.text(name)?;
+        match quantity::duration(&text) {
+            Ok(duration) if duration.as_secs() >= 1 => Some(duration.as_secs()),
+            Ok(_) => {
+                self.problems.push(place.error("option", format!("`{name}` is at least 1s")));
+                None
+            }
+            Err(sentence) => {
+                self.problems.push(place.error("option", sentence));
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What can be typed. Nothing is interpreted here: [`crate::settings`] does that.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Makes tagged cache entries in Redis stale when PostgreSQL rows change, after the commit.
+#[derive(Parser, Debug)]
+#[command(name = "waltag", version, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Settings.
+    #[command(flatten)]
+    pub typed: Typed,
+}
+
+/// Settings as typed; each also has the variable that its help names.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Settings (a flag outranks its variable)")]
+pub struct Typed {
+    /// URL or keyword string of the database [WALTAG_DATABASE_URL, else DATABASE_URL, else libpq's PG* variables]
+    #[arg(long, global = true, value_name = "DSN")]
+    pub database_url: Option<String>,
+    /// File that holds the database URL [WALTAG_DATABASE_URL_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub database_url_file: Option<String>,
+    /// Rule file, directory or glob; may be repeated [WALTAG_RULES, separated by `:`; default /etc/waltag/rules.d]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub rules: Vec<String>,
+    /// Replication slot, and the name of waltag's sessions [WALTAG_SLOT; default waltag]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub slot: Option<String>,
+    /// Publication [WALTAG_PUBLICATION; default waltag]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub publication: Option<String>,
+    /// Memory for tags on their way to Redis [WALTAG_TAG_MEMORY; default 32MiB]
+    #[arg(long, global = true, value_name = "SIZE")]
+    pub tag_memory: Option<String>,
+    /// How long `setup` and slot creation wait for locks [WALTAG_LOCK_TIMEOUT; default 2s]
+    #[arg(long, global = true, value_name = "TIME")]
+    pub lock_timeout: Option<String>,
+    /// Form of the log on stderr [WALTAG_LOG_FORMAT; default text; RUST_LOG sets the level]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For collectors.
+    Json,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run the daemon
+    Run {
+        /// Apply `setup` first (development, containers)
+        #[arg(long)]
+        setup: bool,
+    },
+    /// Print or apply the SQL that the rules need
+    Setup {
+        /// Apply it, one statement at a time
+        #[arg(long)]
+        apply: bool,
+        /// Take everything away again
+        #[arg(long)]
+        remove: bool,
+        /// The daemon's role; created LOGIN REPLICATION without a password
+        #[arg(long, value_name = "NAME", default_value = "waltag")]
+        role: String,
+    },
+    /// Validate the rules
+    Check {
+        /// Also against the database
+        #[arg(long)]
+        live: bool,
+    },
+    /// Show the tags and Redis commands of one change
+    Explain {
+        /// `table` or `schema.table`
+        table: String,
+        /// The old row: an object of column names and values
+        #[arg(long, value_name = "JSON")]
+        old: Option<String>,
+        /// The new row
+        #[arg(long, value_name = "JSON")]
+        new: Option<String>,
+    },
+    /// Make tags stale by hand
+    Invalidate {
+        /// Only in this cache; without it in the default cache, or in all when there is none
+        #[arg(long, value_name = "NAME")]
+        cache: Option<String>,
+        /// The tags
+        #[arg(required = true, value_name = "TAG")]
+        tags: Vec<String>,
+    },
+    /// Show the whole path live, with a private PostgreSQL and Redis
+    Demo {
+        /// Leave everything running until Ctrl-C
+        #[arg(long)]
+        keep: bool,
+    },
+}

@@ -1,0 +1,120 @@
+//! `waltag explain`: which rules, which tags, the exact Redis commands of one change. Offline: it knows the columns from
+//! the rows that are given.
+
+use serde_json::{Map, Value};
+use tokio_postgres::types::Type;
+
+use super::load;
+use crate::cache::command::{commands, new_version};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::rules::Rules;
+use crate::rules::diagnostic::nearest;
+use crate::rules::events::Event;
+use crate::rules::file::TableName;
+use crate::rules::plan::{Cell, Change, Column, Plan};
+use crate::settings::{Environment, Settings};
+use crate::tags::Tags;
+
+/// Prints what a change of `table` would do.
+pub fn explain(
+    settings: &Settings,
+    environment: &Environment,
+    table: &str,
+    old: Option<&str>,
+    new: Option<&str>,
+) -> Result<(), Failure> {
+    let rules = load(settings, environment)?;
+    let usage = |sentence: String| Failure::new(Exit::Usage, sentence);
+    let table = TableName::parse(table).ok_or_else(|| usage(format!("`{table}` is not a table name")))?;
+    let row = |name: &str, text: Option<&str>| text.map(|text| row(name, text)).transpose().map_err(usage);
+    let (old, new) = (row("--old", old)?, row("--new", new)?);
+    let event = match (&old, &new) {
+        (Some(_), Some(_)) => Event::Update,
+        (None, Some(_)) => Event::Insert,
+        (Some(_), None) => Event::Delete,
+        (None, None) => return Err(usage("give the row as --new, as --old, or both".into())),
+    };
+    if rules.of_table(&table).next().is_none() {
+        let known: Vec<String> = rules.tables().iter().map(ToString::to_string).collect();
+        let names: Vec<&str> = known.iter().map(String::as_str).collect();
+        let hint = nearest(&table.to_string(), &names).map_or(String::new(), |near| format!("; did you mean {near}?"));
+        return Err(usage(format!("no rule names the table {table}{hint}")));
+    }
+    show(&rules, &table, event, old.as_ref(), new.as_ref())
+}
+
+fn show(
+    rules: &Rules,
+    table: &TableName,
+    event: Event,
+    old: Option<&Map<String, Value>>,
+    new: Option<&Map<String, Value>>,
+) -> Result<(), Failure> {
+    let columns = columns(old, new);
+    let plan = Plan::compile(rules, std::slice::from_ref(table), &columns);
+    if let [first, ..] = plan.unfit.as_slice() {
+        return Err(Failure::new(Exit::Usage, format!("{first}; give it in the row")));
+    }
+    let texts = |row: &Map<String, Value>| columns.iter().map(|column| text(row.get(&column.name))).collect::<Vec<_>>();
+    let (old, new) = (old.map(texts), new.map(texts));
+    let (old, new) = (old.as_ref().map(|row| cells(row)), new.as_ref().map(|row| cells(row)));
+    let change = Change { event, old: old.as_deref(), new: new.as_deref() };
+    for rule in rules.of_table(table) {
+        let templates: Vec<&str> = rule.tags.iter().map(|tag| tag.template.text.as_str()).collect();
+        println!("{}  {}  {}", rule.place, rule.table, templates.join("  "));
+    }
+    let mut tags: Vec<Tags> = rules.caches.iter().map(|_| Tags::default()).collect();
+    let mut unlisted = Vec::new();
+    plan.render(change, &mut tags, |entry| unlisted.push(format!("`{}`: {}", entry.template, entry.reason)));
+    for (cache, tags) in rules.caches.iter().zip(&tags).filter(|(_, tags)| !tags.is_empty()) {
+        println!("\n{} ({}, {})", cache.name, cache.dialect.name, cache.address());
+        for tag in tags.iter() {
+            println!("  {}", String::from_utf8_lossy(tag));
+            for command in commands(cache, tag, new_version()) {
+                println!("    {command}");
+            }
+        }
+    }
+    if tags.iter().all(Tags::is_empty) {
+        println!("\nno tag goes stale");
+    }
+    unlisted.iter().for_each(|sentence| println!("\ncannot be listed: {sentence}"));
+    Ok(())
+}
+
+fn row(flag: &str, text: &str) -> Result<Map<String, Value>, String> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(row)) => Ok(row),
+        Ok(_) => Err(format!("{flag} is an object of column names and values, such as '{{\"id\": 7}}'")),
+        Err(error) => Err(format!("{flag} is not JSON: {error}")),
+    }
+}
+
+/// The columns of both rows. JSON knows booleans; everything else is PostgreSQL's text as given.
+fn columns(old: Option<&Map<String, Value>>, new: Option<&Map<String, Value>>) -> Vec<Column> {
+    let mut columns: Vec<Column> = Vec::new();
+    for (name, value) in [old, new].into_iter().flatten().flatten() {
+        let type_oid = if value.is_boolean() { Type::BOOL } else { Type::TEXT }.oid();
+        match columns.iter_mut().find(|column| column.name == *name) {
+            Some(known) if value.is_boolean() => known.type_oid = type_oid,
+            Some(_) => {}
+            None => columns.push(Column { name: name.clone(), type_oid, key: true }),
+        }
+    }
+    columns
+}
+
+fn text(value: Option<&Value>) -> Option<String> {
+    match value {
+        None | Some(Value::Null) => None,
+        Some(Value::Bool(true)) => Some("t".into()),
+        Some(Value::Bool(false)) => Some("f".into()),
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(other) => Some(other.to_string()),
+    }
+}
+
+fn cells(row: &[Option<String>]) -> Vec<Cell<'_>> {
+    row.iter().map(|text| text.as_deref().map_or(Cell::Null, Cell::Text)).collect()
+}

@@ -1,0 +1,55 @@
+//! `waltag invalidate`: tags made stale by hand, by the commands that the daemon sends.
+
+use redis::Value;
+
+use super::load;
+use crate::cache::command::{commands, new_version};
+use crate::cache::connection::{self, Error};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::rules::diagnostic::nearest;
+use crate::settings::{Environment, Settings};
+
+/// Makes `tags` stale in the named cache, else the default cache, else all.
+pub async fn invalidate(
+    settings: &Settings,
+    environment: &Environment,
+    cache: Option<&str>,
+    tags: &[String],
+) -> Result<(), Failure> {
+    let rules = load(settings, environment)?;
+    let chosen: Vec<_> = match (cache, rules.default_cache()) {
+        (Some(name), _) => {
+            let names: Vec<&str> = rules.caches.iter().map(|cache| cache.name.as_str()).collect();
+            let found = rules.caches.iter().find(|cache| cache.name == name);
+            let hint = nearest(name, &names)
+                .map_or(format!("known: {}", names.join(", ")), |near| format!("did you mean {near}?"));
+            vec![found.ok_or_else(|| Failure::new(Exit::Usage, format!("there is no cache `{name}`; {hint}")))?]
+        }
+        (None, Some(index)) => rules.caches.get(index).into_iter().collect(),
+        (None, None) => rules.caches.iter().collect(),
+    };
+    for cache in chosen {
+        let mut connection = connection::open(cache).await?;
+        let mut pipeline = redis::pipe();
+        pipeline.ignore_errors();
+        for tag in tags {
+            for command in commands(cache, tag.as_bytes(), new_version()) {
+                pipeline.add_command(command.pack());
+            }
+        }
+        let replies: Vec<Value> =
+            pipeline.query_async(&mut connection).await.map_err(|error| Error::new(cache, &error))?;
+        for reply in replies {
+            if let Value::ServerError(error) = reply {
+                return Err(Error::reply(cache, error).into());
+            }
+        }
+        println!(
+            "{}: {} made stale",
+            cache.name,
+            if tags.len() == 1 { "1 tag".into() } else { format!("{} tags", tags.len()) }
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,31 @@
+//! One module per command.
+
+pub mod check;
+pub mod explain;
+pub mod invalidate;
+pub mod run;
+pub mod setup;
+
+use crate::failure::Failure;
+use crate::rules::Rules;
+use crate::settings::{Environment, Settings, with_surroundings};
+use crate::source::endpoint::Endpoint;
+use crate::source::replication::error::Error;
+use crate::source::session::Session;
+
+/// Loads the rules that the settings name.
+fn load(settings: &Settings, environment: &Environment) -> Result<Rules, Failure> {
+    Ok(with_surroundings(environment, |around| Rules::load(&settings.rules, around))?)
+}
+
+/// A SQL session on the first host that answers, for one-shot commands.
+async fn session(settings: &Settings) -> Result<(Session, Endpoint), Failure> {
+    let mut failure = Error::away("the database URL names no host");
+    for endpoint in settings.dsn.endpoints() {
+        match Session::open(&endpoint, &settings.names.slot).await {
+            Ok(session) => return Ok((session, endpoint)),
+            Err(error) => failure = Error::session("connecting", &endpoint.to_string(), &error),
+        }
+    }
+    Err(failure.into())
+}

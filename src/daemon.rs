@@ -1,0 +1,319 @@
+//! The loop: stream -> flow -> fence -> Redis -> confirm. One task; what runs beside it (a flight to Redis, a snapshot) is
+//! polled by it, so nothing can get ahead of anything else unnoticed.
+
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_postgres::SimpleQueryMessage;
+
+use crate::backoff::Backoff;
+use crate::cache::connection::Kind as CacheKind;
+use crate::cache::lane::{Event as LaneEvent, Lane};
+use crate::cache::marker::{Marker, Origin};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::flow::Flow;
+use crate::rules::Rules;
+use crate::settings::Settings;
+use crate::setup;
+use crate::shutdown::Shutdown;
+use crate::source::replication::connection::Frame;
+use crate::source::replication::error::{Error, Kind};
+use crate::source::replication::feedback::Feedback;
+use crate::source::replication::pgoutput::Message;
+use crate::source::replication::slot::verify_not_synchronous;
+use crate::source::replication::{self, Server, Source};
+use crate::source::session::{self, rows};
+use crate::source::visibility::{QUERY, Snapshot};
+
+/// Frames that are taken without looking at anything else: bounds how late a reply of Redis is seen.
+const FRAMES: usize = 256;
+/// A clean stop waits this long for the batches in flight.
+const DRAIN_LIMIT: Duration = Duration::from_secs(3);
+/// A stream that ends because the server shuts down must be let go within this: the server waits for us.
+const CLOSE_LIMIT: Duration = Duration::from_millis(200);
+/// Between two attempts while another daemon holds the slot.
+const STANDBY_WAIT: Duration = Duration::from_secs(1);
+
+type Answer = Pin<Box<dyn Future<Output = Result<Vec<SimpleQueryMessage>, tokio_postgres::Error>>>>;
+
+struct Daemon {
+    settings: Settings,
+    rules: Rc<Rules>,
+    owner: String,
+    /// The server that was streamed from last, and what was under way.
+    flow: Option<(Server, Flow)>,
+    ready: bool,
+    told: Option<String>,
+    backoff: Backoff,
+}
+
+/// Runs until a signal asks to stop, or until something only people can mend is wrong before the first READY.
+pub async fn run(settings: Settings, rules: Rules) -> Result<(), Failure> {
+    let mut shutdown = Shutdown::listen()?;
+    let owner = format!("{:016x}", rand::random::<u64>());
+    let (rules, backoff) = (Rc::new(rules), Backoff::default());
+    let mut daemon = Daemon { settings, rules, owner, flow: None, ready: false, told: None, backoff };
+    loop {
+        let error = match daemon.stream(&mut shutdown).await {
+            Ok(()) => return Ok(()),
+            Err(failure) => failure,
+        };
+        let wait = match error.kind {
+            Kind::Permanent(exit) if !daemon.ready => return Err(Failure::new(exit, error.sentence)),
+            Kind::Standby => STANDBY_WAIT,
+            Kind::Away | Kind::Permanent(_) => daemon.backoff.next(),
+        };
+        daemon.tell(&error);
+        if daemon.rest(wait, &mut shutdown).await {
+            return Ok(());
+        }
+    }
+}
+
+impl Daemon {
+    /// One life of a stream: opens it, and moves rows until it breaks. `Ok` when asked to stop.
+    async fn stream(&mut self, shutdown: &mut Shutdown) -> Result<(), Error> {
+        let mut source = tokio::select! {
+            () = shutdown.asked() => return Ok(()),
+            opened = replication::open(&self.settings.dsn, &self.settings.names, self.settings.lock_timeout) => opened?,
+        };
+        self.refuse_unfit_tables(&source).await?;
+        source.start(&self.settings.names).await?;
+        let failed = |error: session::Error| Error::session("reading the partitions", "the server", &error);
+        let mut flow = self.resume(&source.server);
+        let read = flow.relations.read_ancestors(&source.session).await.map_err(failed);
+        tracing::info!(
+            server = source.place,
+            slot = self.settings.names.slot,
+            timeline = source.server.timeline,
+            "streaming"
+        );
+        self.told = None;
+        self.backoff.reset();
+        let server = source.server.clone();
+        let ended = match read {
+            Ok(()) => self.pump(&mut source, &mut flow, shutdown).await,
+            Err(error) => Err(error),
+        };
+        // Whatever ended it: both connections go, at once, or a server that shuts down would wait for us.
+        flow.disconnect();
+        self.flow = Some((server, flow));
+        let Source { session, connection, .. } = source;
+        drop(session);
+        connection.close(CLOSE_LIMIT).await;
+        ended
+    }
+
+    /// What was under way when the last stream broke; a new flow if this is another server.
+    fn resume(&mut self, server: &Server) -> Flow {
+        match self.flow.take() {
+            Some((last, flow)) if last.system == server.system && last.timeline == server.timeline => flow,
+            _ => {
+                let origin = Origin { timeline: server.timeline.clone(), crash: server.crash.clone() };
+                let slot = &self.settings.names.slot;
+                let lane = |cache: &crate::cache::Cache| {
+                    let marker = Marker::new(&server.system, slot, &cache.name, &self.owner, origin.clone());
+                    Lane::new(cache.clone(), marker)
+                };
+                Flow::new(self.rules.clone(), self.rules.caches.iter().map(lane).collect())
+            }
+        }
+    }
+
+    /// A table whose identity does not send what the rules need is refused before anything goes stale.
+    async fn refuse_unfit_tables(&self, source: &Source) -> Result<(), Error> {
+        let read = setup::catalog::read(&source.session, &self.rules, &self.settings.names.publication).await;
+        let catalog = read.map_err(|error| Error::session("reading the catalog", &source.place, &error))?;
+        let (refused, told) = setup::verify::tables(&self.rules, &catalog, &self.settings.names.publication);
+        if self.told.is_none() {
+            told.iter().for_each(|problem| tracing::warn!("{problem}"));
+        }
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let list: Vec<String> = refused.iter().map(ToString::to_string).collect();
+        Err(Error::permanent(Exit::Rules, list.join("\n\n")))
+    }
+
+    async fn pump(&mut self, source: &mut Source, flow: &mut Flow, shutdown: &mut Shutdown) -> Result<(), Error> {
+        let mut feedback = Feedback::new(flow.marked().unwrap_or_default());
+        let mut snapshot: Option<Answer> = None;
+        let failed = |error| Error::stream("streaming", "the server", &error);
+        loop {
+            if let Some(position) = flow.advance() {
+                feedback.confirm(position);
+            }
+            self.announce(flow);
+            let room = flow.size() < self.settings.tag_memory;
+            let look = flow.fence.next_look().filter(|_| snapshot.is_none());
+            tokio::select! {
+                biased;
+                () = shutdown.asked() => return self.drain(source, flow, feedback).await,
+                error = source.session.closed() => {
+                    return Err(Error::session("the SQL session ended", &source.place, &error));
+                }
+                answer = wait_for(&mut snapshot) => {
+                    snapshot = None;
+                    self.look(answer, flow, &source.place)?;
+                }
+                (index, event) = flow.next_lane_event() => self.lane_event(flow, index, event)?,
+                () = sleep_until(feedback.due()) => feedback.send(&mut source.connection).await.map_err(failed)?,
+                () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {
+                    let client = source.session.client();
+                    snapshot = Some(Box::pin(async move { client.simple_query(QUERY).await }));
+                }
+                frame = source.connection.next(), if room => {
+                    let mut frame = Some(frame.map_err(failed)?);
+                    for _ in 0..FRAMES {
+                        let Some(taken) = frame.take() else { break };
+                        take(taken, source, flow, &mut feedback).await?;
+                        frame = source.connection.buffered().map_err(failed)?;
+                    }
+                    if let Some(last) = frame {
+                        take(last, source, flow, &mut feedback).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Releases what a snapshot shows, unless the server has made us a synchronous standby.
+    fn look(
+        &self,
+        answer: Result<Vec<SimpleQueryMessage>, tokio_postgres::Error>,
+        flow: &mut Flow,
+        place: &str,
+    ) -> Result<(), Error> {
+        let answer = answer.map_err(|error| Error::session("looking at a snapshot", place, &error.into()))?;
+        let rows = rows(answer);
+        let row = rows.first();
+        let standbys = row.and_then(|row| row.get(1)).unwrap_or_default();
+        verify_not_synchronous(standbys, &self.settings.names.slot)?;
+        let text = row.and_then(|row| row.get(0)).unwrap_or_default();
+        let unreadable = || Error::away(format!("pg_current_snapshot() at {place} gave `{text}`"));
+        flow.release(&Snapshot::parse(text).ok_or_else(unreadable)?);
+        Ok(())
+    }
+
+    fn lane_event(&mut self, flow: &Flow, index: usize, event: LaneEvent) -> Result<(), Error> {
+        let Some(lane) = flow.lanes.get(index) else { return Ok(()) };
+        let (cache, address) = (&lane.cache().name, lane.cache().address());
+        match event {
+            LaneEvent::Up => tracing::info!(cache, address, "cache claimed"),
+            LaneEvent::Sent(tags) => tracing::debug!(cache, tags, "made stale"),
+            LaneEvent::Marked => {}
+            LaneEvent::Refused(reason) => {
+                tracing::error!(cache, address, "the marker was refused: {reason}; it is claimed again");
+            }
+            LaneEvent::Down(error) if error.kind == CacheKind::Refused && !self.ready => {
+                return Err(Error::permanent(Exit::Config, error.to_string()));
+            }
+            LaneEvent::Down(error) => {
+                tracing::warn!(cache, address, "{}; its tags are kept and sent again", error.sentence);
+            }
+        }
+        Ok(())
+    }
+
+    /// READY once the stream runs and every cache was claimed, or tried in vain.
+    fn announce(&mut self, flow: &Flow) {
+        if !self.ready && flow.lanes.iter().all(Lane::attempted) {
+            self.ready = true;
+            tracing::info!(caches = flow.lanes.len(), rules = self.rules.rules.len(), "ready");
+        }
+    }
+
+    /// A clean stop: nothing more is read, the batches in flight are finished and confirmed.
+    async fn drain(&self, source: &mut Source, flow: &mut Flow, mut feedback: Feedback) -> Result<(), Error> {
+        let settle = async {
+            while !flow.lanes.iter().all(Lane::is_settled) {
+                flow.next_lane_event().await;
+                flow.advance();
+            }
+        };
+        if timeout(DRAIN_LIMIT, settle).await.is_err() {
+            tracing::warn!("stopped with tags that no cache has acknowledged; the next start sends them again");
+        }
+        if let Some(position) = flow.marked() {
+            feedback.confirm(position);
+        }
+        let sent = feedback.send(&mut source.connection).await;
+        tracing::info!(confirmed = %flow.marked().unwrap_or_default(), "stopped");
+        sent.map_err(|error| Error::stream("stopping", &source.place, &error))
+    }
+
+    /// Says what is wrong, once per cause.
+    fn tell(&mut self, error: &Error) {
+        if self.told.as_ref() == Some(&error.sentence) {
+            return;
+        }
+        match error.kind {
+            Kind::Standby => tracing::info!("{error}; waiting for the slot: this daemon takes over when it is free"),
+            Kind::Away => tracing::warn!("{error}; trying again"),
+            Kind::Permanent(_) => tracing::error!("{error}; trying again"),
+        }
+        self.told = Some(error.sentence.clone());
+    }
+
+    /// Waits between two streams; the lanes go on with what they have. True if asked to stop.
+    async fn rest(&mut self, wait: Duration, shutdown: &mut Shutdown) -> bool {
+        let until = Instant::now() + wait;
+        loop {
+            tokio::select! {
+                () = shutdown.asked() => return true,
+                () = sleep_until(until) => return false,
+                (index, event) = next_event(&mut self.flow) => {
+                    if let Some((server, flow)) = self.flow.take() {
+                        // A cache that goes away meanwhile is told like any other time; nothing here ends the wait.
+                        let _ = self.lane_event(&flow, index, event);
+                        self.flow = Some((server, flow));
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn next_event(flow: &mut Option<(Server, Flow)>) -> (usize, LaneEvent) {
+    match flow {
+        Some((_, flow)) => flow.next_lane_event().await,
+        None => pending().await,
+    }
+}
+
+async fn wait_for(snapshot: &mut Option<Answer>) -> Result<Vec<SimpleQueryMessage>, tokio_postgres::Error> {
+    match snapshot {
+        Some(answer) => answer.await,
+        None => pending().await,
+    }
+}
+
+/// One frame of the stream.
+async fn take(frame: Frame, source: &Source, flow: &mut Flow, feedback: &mut Feedback) -> Result<(), Error> {
+    match frame {
+        Frame::Keepalive { end, reply } => {
+            feedback.received(end);
+            flow.keepalive(end);
+            if reply {
+                feedback.requested();
+            }
+        }
+        Frame::Notice(notice) => tracing::error!("the server says: {notice}"),
+        Frame::XLogData { end, data } => {
+            feedback.received(end);
+            let message = Message::parse(&data).map_err(|error| {
+                Error::away(format!("{error}: the stream is opened anew at the last confirmed position"))
+            })?;
+            if let Message::Relation(relation) = &message {
+                let read = flow.relations.read_ancestors_of(relation.oid, &source.session).await;
+                read.map_err(|error| Error::session("reading the ancestors of a partition", &source.place, &error))?;
+            }
+            flow.take(&message).map_err(|error| Error::away(error.to_string()))?;
+        }
+    }
+    Ok(())
+}

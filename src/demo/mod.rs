@@ -1,0 +1,7 @@
+//! demo
+use crate::failure::Failure;
+/// run
+pub async fn run(_keep: bool) -> Result<(), Failure> {
+    tokio::task::yield_now().await;
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! Arguments -> settings -> runtime -> command -> exit code.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use waltag::cli::{Cli, Command, LogFormat, Typed};
+use waltag::command;
+use waltag::exit::Exit;
+use waltag::failure::Failure;
+use waltag::settings::{self, Environment, Settings};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let environment = Environment::of_process();
+    match start(cli, &environment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            let exit = error.downcast_ref::<Failure>().map_or(Exit::Bug, |failure| failure.exit);
+            ExitCode::from(exit as u8)
+        }
+    }
+}
+
+fn start(cli: Cli, environment: &Environment) -> anyhow::Result<()> {
+    let format = settings::log_format(&cli.typed, environment).map_err(Failure::from)?;
+    log_to_stderr(format);
+    // One thread is enough: one loop moves more changes per second than a walsender sends.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(tokio::task::LocalSet::new().run_until(run(cli, environment)));
+    // A connection attempt to a host that does not answer must not delay the exit.
+    runtime.shutdown_background();
+    Ok(outcome?)
+}
+
+async fn run(cli: Cli, environment: &Environment) -> Result<(), Failure> {
+    let settings = |typed: &Typed| Settings::resolve(typed, environment).map_err(Failure::from);
+    match cli.command {
+        Command::Run { setup } => command::run::run(settings(&cli.typed)?, environment, setup).await,
+        Command::Setup { apply, remove, role } => {
+            command::setup::setup(&settings(&cli.typed)?, environment, apply, remove, &role).await
+        }
+        Command::Check { live } => command::check::check(&settings(&cli.typed)?, environment, live).await,
+        Command::Explain { table, old, new } => {
+            command::explain::explain(&settings(&cli.typed)?, environment, &table, old.as_deref(), new.as_deref())
+        }
+        Command::Invalidate { cache, tags } => {
+            command::invalidate::invalidate(&settings(&cli.typed)?, environment, cache.as_deref(), &tags).await
+        }
+        Command::Demo { keep } => waltag::demo::run(keep).await,
+    }
+}
+
+fn usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS }
+}
+
+/// stdout carries results, stderr the log. Under systemd the journal stamps the time itself.
+fn log_to_stderr(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal());
+    match (format, std::env::var_os("JOURNAL_STREAM").is_some()) {
+        (LogFormat::Json, _) => log.json().flatten_event(true).init(),
+        (LogFormat::Text, true) => log.without_time().init(),
+        (LogFormat::Text, false) => log.init(),
+    }
+}

@@ -1,0 +1,179 @@
+//! What is wrong with a rule file, where, and what to do: one message per problem, with the line and a caret.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A rule file as read: diagnostics quote it.
+#[derive(Debug)]
+pub struct Source {
+    /// Its path as the user gave it.
+    pub path: PathBuf,
+    /// Its text.
+    pub text: String,
+}
+
+/// A place in a [`Source`]; line and column count from 1, columns in characters.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Which file.
+    pub source: Arc<Source>,
+    /// Line.
+    pub line: usize,
+    /// Column.
+    pub column: usize,
+    /// Characters to underline.
+    pub width: usize,
+}
+
+/// Does it stop the rule set from being used?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The set is refused.
+    Error,
+    /// The set is used, and people are told.
+    Warning,
+}
+
+/// One problem. `code` is stable: scripts may match on it.
+#[derive(Clone, Debug)]
+pub struct Diagnostic {
+    /// Error or warning.
+    pub severity: Severity,
+    /// Stable name of the kind of problem.
+    pub code: &'static str,
+    /// Where.
+    pub place: Place,
+    /// What happened.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+impl Place {
+    /// This place, `characters` further right, `width` wide.
+    pub fn shifted(&self, characters: usize, width: usize) -> Place {
+        Place { column: self.column + characters, width: width.max(1), ..self.clone() }
+    }
+
+    /// The text of its line.
+    pub fn line_text(&self) -> &str {
+        self.source.text.lines().nth(self.line.saturating_sub(1)).unwrap_or_default()
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.source.path
+    }
+
+    /// An error here.
+    pub fn error(&self, code: &'static str, message: impl Into<String>) -> Diagnostic {
+        Diagnostic { severity: Severity::Error, code, place: self.clone(), message: message.into(), help: None }
+    }
+
+    /// A warning here.
+    pub fn warning(&self, code: &'static str, message: impl Into<String>) -> Diagnostic {
+        Diagnostic { severity: Severity::Warning, ..self.error(code, message) }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.path().display(), self.line, self.column)
+    }
+}
+
+impl Diagnostic {
+    /// With advice.
+    pub fn help(mut self, help: impl Into<String>) -> Diagnostic {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// With "did you mean" when one of `known` is near, else with the whole list.
+    pub fn suggest<'a>(self, wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Diagnostic {
+        let known: Vec<&str> = known.into_iter().collect();
+        match nearest(wrong, &known) {
+            Some(near) => self.help(format!("did you mean `{near}`?")),
+            None if known.is_empty() => self,
+            None => self.help(format!("known: {}", known.join(", "))),
+        }
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        let line = self.place.line.to_string();
+        let margin = " ".repeat(line.len());
+        // A tab stays a tab under the line, so that the caret stands where the eye looks.
+        let text = self.place.line_text();
+        let before = text.chars().take(self.place.column.saturating_sub(1));
+        let indent: String = before.map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+        let room = text.chars().count().saturating_sub(self.place.column - 1).max(1);
+        let caret = "^".repeat(self.place.width.clamp(1, room));
+        writeln!(f, "{severity}[{}]: {}", self.code, self.message)?;
+        writeln!(f, "{margin}--> {}", self.place)?;
+        writeln!(f, "{margin} |")?;
+        writeln!(f, "{line} | {}", printable(text))?;
+        write!(f, "{margin} | {indent}{caret}")?;
+        match &self.help {
+            Some(help) => write!(f, "\n{margin} = help: {help}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Control characters of a rule file must not reach a terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// The candidate within a third of the word's length (at least one edit).
+pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let limit = (word.chars().count() / 3).max(1);
+    let scored = candidates.iter().map(|candidate| (distance(word, candidate), *candidate));
+    scored.filter(|(edits, _)| *edits <= limit).min_by_key(|(edits, _)| *edits).map(|(_, candidate)| candidate)
+}
+
+/// Edits between two words (Levenshtein), without regard to case.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.to_lowercase().chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.to_lowercase().chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        let mut next = vec![left];
+        for (y, above) in b.iter().zip(row.iter().skip(1)) {
+            let cost = (diagonal + usize::from(x != *y)).min(left + 1).min(above + 1);
+            diagonal = *above;
+            left = cost;
+            next.push(cost);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_words() {
+        assert_eq!(nearest("tagz", &["table", "tags"]), Some("tags"));
+        assert_eq!(nearest("Pyton", &["python", "php"]), Some("python"));
+        assert_eq!(nearest("x", &["caches"]), None);
+    }
+
+    #[test]
+    fn caret_stands_under_the_word() {
+        let source = Arc::new(Source { path: "r.yaml".into(), text: "a: 1\n\tb: oops\n".into() });
+        let place = Place { source, line: 2, column: 5, width: 4 };
+        let shown = place.error("x", "no").help("do").to_string();
+        assert_eq!(shown, "error[x]: no\n --> r.yaml:2:5\n  |\n2 | \tb: oops\n  | \t   ^^^^\n  = help: do");
+    }
+}

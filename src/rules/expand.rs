@@ -1,0 +1,76 @@
+//! `${NAME}`, `${NAME:-default}` and `${file:PATH}` within the scalars of `caches:`, after YAML was parsed: a secret can
+//! hold any character without breaking the file.
+
+use std::path::{Path, PathBuf};
+
+/// Where the parts come from; parameters so that tests need not touch the real environment.
+pub struct Surroundings<'a> {
+    /// Looks up a variable.
+    pub variable: &'a dyn Fn(&str) -> Option<String>,
+    /// `$CREDENTIALS_DIRECTORY`: where relative `${file:}` paths are looked up.
+    pub credentials: Option<PathBuf>,
+}
+
+/// `text` with every `${...}` replaced; `$$` is a `$`. The error is a sentence.
+pub fn expand(text: &str, around: &Surroundings) -> Result<String, String> {
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        if let Some(tail) = after.strip_prefix('$') {
+            out.push('$');
+            rest = tail;
+        } else if let Some(body) = after.strip_prefix('{') {
+            let (name, tail) =
+                body.split_once('}').ok_or("`${` is not closed by `}`; a literal `$` is written `$$`")?;
+            out.push_str(&value(name, around)?);
+            rest = tail;
+        } else {
+            out.push('$');
+            rest = after;
+        }
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+fn value(name: &str, around: &Surroundings) -> Result<String, String> {
+    if let Some(path) = name.strip_prefix("file:") {
+        let path = match &around.credentials {
+            Some(directory) if Path::new(path).is_relative() => directory.join(path),
+            _ => PathBuf::from(path),
+        };
+        let content =
+            std::fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        return Ok(content.trim_end_matches(['\n', '\r']).to_owned());
+    }
+    let (name, default) = name.split_once(":-").map_or((name, None), |(name, default)| (name, Some(default)));
+    match (around.variable)(name).filter(|value| !value.is_empty()).or(default.map(str::to_owned)) {
+        Some(value) => Ok(value),
+        None => Err(format!("the environment variable {name} is not set; a default is written ${{{name}:-default}}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "se$cret\n").unwrap();
+        let variable = |name: &str| (name == "HOST").then(|| "db".to_owned());
+        let credentials = file.path().parent().map(Path::to_path_buf);
+        let around = Surroundings { variable: &variable, credentials };
+        let short = file.path().file_name().unwrap().to_string_lossy().into_owned();
+        for (text, expected) in [
+            ("redis://${HOST}:1", "redis://db:1".to_owned()),
+            ("${NONE:-x:-y}$$${HOST}", "x:-y$db".to_owned()),
+            ("$HOST", "$HOST".to_owned()),
+            (&format!("a${{file:{short}}}b"), "ase$cretb".to_owned()),
+        ] {
+            assert_eq!(expand(text, &around), Ok(expected));
+        }
+        assert!(expand("${NONE}", &around).unwrap_err().contains("NONE"));
+        assert!(expand("${HOST", &around).is_err());
+    }
+}

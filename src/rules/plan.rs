@@ -1,0 +1,248 @@
+//! The rules of one relation, bound to its columns: indices and literal bytes, no names. Compiled when a Relation message
+//! arrives, so a changed table gets a new plan with its first change.
+
+use super::Rules;
+use super::events::{Event, Events};
+use super::file::TableName;
+use super::filter::Filter;
+use super::style::Style;
+use super::template::{Name, Piece as Written, Placeholder, Template};
+use crate::cache::Cache;
+use crate::tags::Tags;
+
+/// A column of the relation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// OID of its type.
+    pub type_oid: u32,
+    /// Part of the replica identity.
+    pub key: bool,
+}
+
+/// Everything that a change of one relation makes stale.
+pub struct Plan {
+    entries: Vec<Entry>,
+    /// Columns that are looked at: values behind the last one need not be decoded.
+    pub width: usize,
+    /// Templates that no longer fit the relation, in words.
+    pub unfit: Vec<String>,
+}
+
+/// One template for one cache.
+struct Entry {
+    cache: usize,
+    events: Events,
+    pieces: Vec<Piece>,
+    empty_skips: bool,
+    constant: bool,
+    /// All columns belong to the replica identity: an update without an old row did not change them.
+    within_key: bool,
+    text: String,
+}
+
+enum Piece {
+    Literal(Vec<u8>),
+    Column { index: usize, type_oid: u32, style: Style, filters: Vec<Filter> },
+}
+
+/// A column's value in one image of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Cell<'a> {
+    /// SQL NULL.
+    Null,
+    /// PostgreSQL's text.
+    Text(&'a str),
+    /// Not sent: TOAST that did not change, or a column outside the identity.
+    Unknown,
+}
+
+/// One change of a relation; each image holds at least [`Plan::width`] cells.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// What happened.
+    pub event: Event,
+    /// The row before, if it was sent.
+    pub old: Option<&'a [Cell<'a>]>,
+    /// The row after.
+    pub new: Option<&'a [Cell<'a>]>,
+}
+
+/// A tag that should have been made stale and could not be written: which template, and why.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unlisted<'a> {
+    /// The template's text.
+    pub template: &'a str,
+    /// Why.
+    pub reason: &'static str,
+}
+
+impl Plan {
+    /// Binds the rules of `tables` (the relation itself and its ancestors) to the relation's columns.
+    pub fn compile(rules: &Rules, tables: &[TableName], columns: &[Column]) -> Plan {
+        let mut plan = Plan { entries: Vec::new(), width: 0, unfit: Vec::new() };
+        for table in tables {
+            for tag in rules.of_table(table).flat_map(|rule| &rule.tags) {
+                for (index, cache) in tag.caches.iter().filter_map(|index| Some((*index, rules.caches.get(*index)?))) {
+                    match Entry::compile(&tag.template, tag.events, index, cache, table, columns) {
+                        Ok(entry) => plan.entries.push(entry),
+                        Err(column) => plan.unfit.push(format!(
+                            "{}: `{}` needs the column `{column}`, which {table} does not have (any more)",
+                            tag.place, tag.template.text
+                        )),
+                    }
+                }
+            }
+        }
+        plan.unfit.dedup();
+        let columns = plan.entries.iter().flat_map(|entry| &entry.pieces).filter_map(|piece| match piece {
+            Piece::Column { index, .. } => Some(index + 1),
+            Piece::Literal(_) => None,
+        });
+        plan.width = columns.max().unwrap_or(0);
+        plan
+    }
+
+    /// Does no rule look at this relation?
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Renders every tag that `change` makes stale into `tags`, one set per cache. What cannot be listed is told.
+    pub fn render<'p>(&'p self, change: Change, tags: &mut [Tags], mut unlisted: impl FnMut(Unlisted<'p>)) {
+        for entry in self.entries.iter().filter(|entry| entry.events.contains(change.event)) {
+            let Some(tags) = tags.get_mut(entry.cache) else { continue };
+            let rendered = match (change.event, entry.constant) {
+                (Event::Truncate, true) => entry.insert(&[], tags),
+                (Event::Truncate, false) => Err("TRUNCATE does not say which rows there were"),
+                _ => entry.render(change, tags),
+            };
+            if let Err(reason) = rendered {
+                unlisted(Unlisted { template: &entry.text, reason });
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn compile(
+        template: &Template,
+        events: Events,
+        index: usize,
+        cache: &Cache,
+        table: &TableName,
+        columns: &[Column],
+    ) -> Result<Entry, String> {
+        let (mut pieces, mut within_key) = (Vec::new(), true);
+        for written in &template.pieces {
+            let placeholder = match written {
+                Written::Literal(text) => {
+                    pieces.push(Piece::Literal(text.as_bytes().to_vec()));
+                    continue;
+                }
+                Written::Placeholder(placeholder) => placeholder,
+            };
+            match &placeholder.name {
+                Name::Table => pieces.push(Piece::Literal(filtered(&table.name, placeholder))),
+                Name::Schema => pieces.push(Piece::Literal(filtered(&table.schema, placeholder))),
+                Name::Column(name) => {
+                    let found = columns.iter().position(|column| column.name == *name);
+                    let (index, column) =
+                        found.and_then(|at| Some((at, columns.get(at)?))).ok_or_else(|| name.clone())?;
+                    within_key &= column.key;
+                    let (style, filters) = (cache.style, placeholder.filters.clone());
+                    pieces.push(Piece::Column { index, type_oid: column.type_oid, style, filters });
+                }
+            }
+        }
+        let (empty_skips, constant) = (cache.dialect.empty_skips, template.is_constant());
+        Ok(Entry { cache: index, events, pieces, empty_skips, constant, within_key, text: template.text.clone() })
+    }
+
+    fn render(&self, change: Change, tags: &mut Tags) -> Result<(), &'static str> {
+        if let Some(new) = change.new {
+            self.insert(new, tags).or_else(|reason| match change.old {
+                // A TOASTed value that did not change is in the old row, if that was sent.
+                Some(old) => self.insert(&patched(new, old), tags),
+                None => Err(reason),
+            })?;
+        }
+        match (change.event, change.old) {
+            (Event::Insert, _) => Ok(()),
+            (_, Some(old)) => self.insert(old, tags),
+            // No old row: the identity's columns did not change, so the new image said all.
+            (_, None) if self.within_key => Ok(()),
+            (_, None) => Err("the replica identity does not send the old value"),
+        }
+    }
+
+    fn insert(&self, row: &[Cell], tags: &mut Tags) -> Result<(), &'static str> {
+        let mut unknown = false;
+        tags.insert_with(|out| {
+            self.pieces.iter().all(|piece| match piece {
+                Piece::Literal(bytes) => {
+                    out.extend_from_slice(bytes);
+                    true
+                }
+                Piece::Column { index, type_oid, style, filters } => {
+                    let cell = row.get(*index).copied().unwrap_or(Cell::Unknown);
+                    unknown |= cell == Cell::Unknown;
+                    let value = match cell {
+                        Cell::Text(text) => Some(text),
+                        Cell::Null | Cell::Unknown => None,
+                    };
+                    match write(value, *type_oid, *style, filters) {
+                        Some(text) if !(self.empty_skips && text.is_empty()) => {
+                            out.extend_from_slice(text.as_bytes());
+                            true
+                        }
+                        _ => false,
+                    }
+                }
+            }) && !unknown
+        });
+        if unknown { Err("the replica identity does not send the old value") } else { Ok(()) }
+    }
+}
+
+/// The new row, with what was not sent taken from the old one.
+fn patched<'a>(new: &[Cell<'a>], old: &[Cell<'a>]) -> Vec<Cell<'a>> {
+    let pairs = new.iter().zip(old);
+    pairs.map(|(new, old)| if *new == Cell::Unknown { *old } else { *new }).collect()
+}
+
+/// A value as text: its style first (a style filter in front replaces the cache's), then the filters in order. `None`
+/// skips the tag: NULL that neither the style nor a filter gives a text.
+pub fn write<'a>(
+    value: Option<&'a str>,
+    type_oid: u32,
+    style: Style,
+    filters: &[Filter],
+) -> Option<std::borrow::Cow<'a, str>> {
+    let (style, explicit, filters) = match filters {
+        [Filter::Style(own), rest @ ..] => (*own, true, rest),
+        _ => (style, false, filters),
+    };
+    let mut text = value.map(|value| style.write(type_oid, value));
+    if explicit && text.is_none() {
+        text = style.null().map(Into::into);
+    }
+    for filter in filters {
+        text = match (filter, text) {
+            (Filter::Default(default), None) => Some(default.clone().into()),
+            (Filter::Lower, Some(text)) => Some(text.to_lowercase().into()),
+            (Filter::Upper, Some(text)) => Some(text.to_uppercase().into()),
+            (Filter::Style(style), Some(text)) => Some(style.write(type_oid, &text).into_owned().into()),
+            (_, text) => text,
+        };
+    }
+    text.or_else(|| style.null().map(Into::into))
+}
+
+fn filtered(name: &str, placeholder: &Placeholder) -> Vec<u8> {
+    write(Some(name), 0, Style::Pg, &placeholder.filters).unwrap_or_default().into_owned().into_bytes()
+}
+
+#[cfg(test)]
+mod tests;

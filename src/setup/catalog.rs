@@ -1,0 +1,165 @@
+//! The catalog as far as the rules go: their tables, with every partition and child, and how each identifies its rows.
+
+use std::collections::HashMap;
+
+use crate::rules::Rules;
+use crate::rules::file::TableName;
+use crate::source::session::{Error, Session, literal};
+
+/// Everything that was read.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    /// `server_version_num`.
+    pub version: u32,
+    /// Does the publication exist?
+    pub publication: bool,
+    /// Its comment, where `setup` remembers the identities that it changed.
+    pub comment: Option<String>,
+    /// Tables that the publication names itself (not their partitions), if it is ours to change.
+    pub published: Vec<TableName>,
+    /// The publication covers all tables or whole schemas.
+    pub covers_all: bool,
+    /// The rules' tables that exist.
+    pub tables: HashMap<TableName, Table>,
+}
+
+/// A table of the rules.
+#[derive(Debug, Default)]
+pub struct Table {
+    /// `relkind`: `r` or `p` can be published.
+    pub kind: char,
+    /// The table itself, or its leaves; with inheritance the table and its children.
+    pub members: Vec<Member>,
+    /// Every published column of the table.
+    pub columns: Vec<Column>,
+    /// Does a partitioned root have a primary key?
+    pub has_primary_key: bool,
+}
+
+/// A column.
+#[derive(Debug)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// Computed by the server; such columns are not in the stream.
+    pub generated: bool,
+}
+
+/// A table that holds rows.
+#[derive(Debug)]
+pub struct Member {
+    /// Its name.
+    pub table: TableName,
+    /// `relreplident`: `d`, `n`, `f` or `i`.
+    pub identity: char,
+    /// Columns of the index that identifies rows; empty without one.
+    pub key: Vec<String>,
+    /// `relpersistence`: only `p` is logged.
+    pub persistence: char,
+    /// It is in the publication.
+    pub published: bool,
+    /// Some publication has a column list for it.
+    pub column_list: bool,
+    /// It has generated columns.
+    pub generated: bool,
+}
+
+/// Reads the catalog.
+pub async fn read(session: &Session, rules: &Rules, publication: &str) -> Result<Catalog, Error> {
+    let version = session.value("SELECT current_setting('server_version_num')").await?;
+    let mut catalog =
+        Catalog { version: version.and_then(|text| text.parse().ok()).unwrap_or_default(), ..Catalog::default() };
+    read_publication(session, publication, &mut catalog).await?;
+    let names: Vec<String> =
+        rules.tables().iter().map(|table| format!("({}, {})", literal(&table.schema), literal(&table.name))).collect();
+    if names.is_empty() {
+        return Ok(catalog);
+    }
+    for row in session.rows(&tables_query(&names.join(", "))).await? {
+        let field = |index: usize| row.get(index).unwrap_or_default();
+        let name = TableName { schema: field(0).into(), name: field(1).into() };
+        let columns: Vec<(String, bool)> = serde_json::from_str(field(3)).unwrap_or_default();
+        let columns = columns.into_iter().map(|(name, generated)| Column { name, generated }).collect();
+        let table = Table { kind: letter(field(2)), members: Vec::new(), columns, has_primary_key: field(4) == "t" };
+        catalog.tables.insert(name, table);
+    }
+    let column_lists = if catalog.version >= 150_000 {
+        "EXISTS (SELECT FROM pg_publication_rel pr WHERE pr.prrelid = c.oid AND pr.prattrs IS NOT NULL)"
+    } else {
+        "false"
+    };
+    for row in session.rows(&members_query(&names.join(", "), publication, column_lists)).await? {
+        let field = |index: usize| row.get(index).unwrap_or_default();
+        let root = TableName { schema: field(0).into(), name: field(1).into() };
+        let member = Member {
+            table: TableName { schema: field(2).into(), name: field(3).into() },
+            identity: letter(field(4)),
+            persistence: letter(field(5)),
+            key: serde_json::from_str(field(6)).unwrap_or_default(),
+            published: field(7) == "t",
+            column_list: field(8) == "t",
+            generated: field(9) == "t",
+        };
+        if let Some(table) = catalog.tables.get_mut(&root) {
+            table.members.push(member);
+        }
+    }
+    Ok(catalog)
+}
+
+async fn read_publication(session: &Session, publication: &str, catalog: &mut Catalog) -> Result<(), Error> {
+    let name = literal(publication);
+    let query = format!(
+        "SELECT puballtables, obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = {name}"
+    );
+    let rows = session.rows(&query).await?;
+    if let Some(row) = rows.first() {
+        catalog.publication = true;
+        catalog.covers_all = row.get(0) == Some("t");
+        catalog.comment = row.get(1).map(str::to_owned);
+    }
+    let query = format!(
+        "SELECT n.nspname, c.relname FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
+         JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = {name}"
+    );
+    for row in session.rows(&query).await? {
+        let field = |index: usize| row.get(index).unwrap_or_default().to_owned();
+        catalog.published.push(TableName { schema: field(0), name: field(1) });
+    }
+    Ok(())
+}
+
+fn tables_query(names: &str) -> String {
+    format!(
+        "SELECT n.nspname, c.relname, c.relkind::text, \
+         (SELECT coalesce(json_agg(json_build_array(a.attname, a.attgenerated <> '') ORDER BY a.attnum), '[]') \
+            FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
+         EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE (n.nspname, c.relname) IN ({names})"
+    )
+}
+
+/// `pg_get_replica_identity_index` knows that a deferrable primary key identifies nothing.
+fn members_query(names: &str, publication: &str, column_lists: &str) -> String {
+    format!(
+        "WITH RECURSIVE tree(root, oid) AS (\
+           SELECT c.oid, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE (n.nspname, c.relname) IN ({names}) \
+           UNION SELECT tree.root, i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid) \
+         SELECT rn.nspname, r.relname, n.nspname, c.relname, c.relreplident::text, c.relpersistence::text, \
+           (SELECT coalesce(json_agg(a.attname), '[]') FROM pg_index x JOIN pg_attribute a ON a.attrelid = c.oid \
+             AND a.attnum = ANY (x.indkey) WHERE x.indexrelid = pg_get_replica_identity_index(c.oid)), \
+           EXISTS (SELECT FROM pg_publication_tables t WHERE t.pubname = {publication} \
+             AND t.schemaname = n.nspname AND t.tablename = c.relname), \
+           {column_lists}, \
+           EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated <> '') \
+         FROM tree JOIN pg_class r ON r.oid = tree.root JOIN pg_namespace rn ON rn.oid = r.relnamespace \
+         JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind = 'r' ORDER BY n.nspname, c.relname",
+        publication = literal(publication)
+    )
+}
+
+fn letter(text: &str) -> char {
+    text.chars().next().unwrap_or(' ')
+}

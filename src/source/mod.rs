@@ -1,0 +1,13 @@
+//! Where committed changes come from: PostgreSQL's logical replication.
+//!
+//! [`dsn`] -> [`endpoint`] -> a SQL [`session`] and a [`replication`] stream to the same server; [`visibility`] says which
+//! transactions readers see.
+
+pub mod dsn;
+mod dsn_defaults;
+pub mod endpoint;
+pub mod lsn;
+pub mod replication;
+pub mod server_error;
+pub mod session;
+pub mod visibility;

@@ -1,0 +1,279 @@
+//! A replication connection: startup, CopyBoth, status updates and a clean end
+//! (manual: "Streaming Replication Protocol"). tokio-postgres has no CopyBoth, so the framing of `postgres-protocol` is
+//! driven here by hand.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::message::{backend, frontend};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use super::super::endpoint::{Address, Endpoint};
+use super::super::lsn::Lsn;
+use super::super::server_error::ServerError;
+use super::authentication::{self, Challenge};
+
+/// A write that the server does not take for this long means that it is gone: updates are 39 bytes a second.
+const WRITE_LIMIT: Duration = Duration::from_secs(5);
+/// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01).
+const POSTGRES_EPOCH: u64 = 946_684_800_000_000;
+
+/// Anything that carries bytes both ways.
+pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
+
+/// An open replication connection. What was read and not yet understood stays in `read`, so [`Connection::next`] may be
+/// dropped at any await (it stands in a `select!`).
+pub struct Connection {
+    socket: Box<dyn Socket>,
+    read: BytesMut,
+    write: BytesMut,
+}
+
+/// What the server sends within CopyBoth.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the fields are told with their variants")]
+pub enum Frame {
+    /// `w`: a message of the output plugin. `end` is the server's end of WAL when it was sent.
+    XLogData { end: Lsn, data: Bytes },
+    /// `k`: `end` is the last position decoded; `reply` asks for a status at once.
+    Keepalive { end: Lsn, reply: bool },
+    /// A warning within the stream; PostgreSQL 18 tells so that it skips a dropped publication.
+    Notice(ServerError),
+}
+
+/// Why the connection cannot be used (any more).
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket failed.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The server said no.
+    #[error("{0}")]
+    Server(Box<ServerError>),
+    /// The server ended the stream.
+    #[error("the server ended the replication stream")]
+    Ended,
+    /// The server did not say what the protocol promises.
+    #[error("unexpected message {0:?} from the server")]
+    Unexpected(char),
+    /// We could not prove who we are.
+    #[error("{0}")]
+    Authentication(#[from] authentication::Error),
+}
+
+/// A row of a replication command's answer, as text.
+pub type Row = Vec<Option<String>>;
+
+impl Connection {
+    /// Connects and logs in with `replication=database`. `settings` pins session settings against those of role and
+    /// database: a startup parameter outranks `ALTER ROLE ... SET`.
+    pub async fn open(endpoint: &Endpoint, settings: &[(&str, &str)]) -> Result<Connection, Error> {
+        let socket: Box<dyn Socket> = match endpoint.address() {
+            Address::Tcp(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+            Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        };
+        let mut connection = Connection { socket, read: BytesMut::with_capacity(64 << 10), write: BytesMut::new() };
+        let config = endpoint.config();
+        let user = config.get_user().unwrap_or_default();
+        let mut parameters =
+            vec![("user", user), ("database", config.get_dbname().unwrap_or(user)), ("replication", "database")];
+        if let Some(options) = config.get_options() {
+            parameters.push(("options", options));
+        }
+        parameters.extend_from_slice(settings);
+        frontend::startup_message(parameters, &mut connection.write)?;
+        connection.flush().await?;
+        connection.log_in(user, config.get_password()).await?;
+        Ok(connection)
+    }
+
+    async fn log_in(&mut self, user: &str, password: Option<&[u8]>) -> Result<(), Error> {
+        let mut challenge = Challenge::new(user, password);
+        loop {
+            match self.message().await? {
+                backend::Message::ReadyForQuery(_) => return Ok(()),
+                backend::Message::ErrorResponse(body) => return Err(server_error(body.fields())),
+                backend::Message::BackendKeyData(_)
+                | backend::Message::ParameterStatus(_)
+                | backend::Message::NoticeResponse(_)
+                | backend::Message::AuthenticationOk => {}
+                message => {
+                    challenge.answer(&message, &mut self.write)?;
+                    self.flush().await?;
+                }
+            }
+        }
+    }
+
+    /// Runs a replication command that answers with rows, such as IDENTIFY_SYSTEM.
+    pub async fn query(&mut self, command: &str) -> Result<Vec<Row>, Error> {
+        frontend::query(command, &mut self.write)?;
+        self.flush().await?;
+        let (mut rows, mut failure) = (Vec::new(), None);
+        loop {
+            match self.message().await? {
+                backend::Message::DataRow(body) => {
+                    let mut row = Row::new();
+                    let mut ranges = body.ranges();
+                    while let Some(range) = ranges.next()? {
+                        row.push(range.map(|range| {
+                            String::from_utf8_lossy(body.buffer().get(range).unwrap_or_default()).into_owned()
+                        }));
+                    }
+                    rows.push(row);
+                }
+                backend::Message::ErrorResponse(body) => failure = Some(server_error(body.fields())),
+                backend::Message::ReadyForQuery(_) => return failure.map_or(Ok(rows), Err),
+                _ => {}
+            }
+        }
+    }
+
+    /// Runs START_REPLICATION and waits until the server has switched to CopyBoth.
+    pub async fn start_replication(&mut self, command: &str) -> Result<(), Error> {
+        frontend::query(command, &mut self.write)?;
+        self.flush().await?;
+        let mut failure = None;
+        loop {
+            // `W` has no place in postgres-protocol: it must be recognised before `Message::parse` sees it.
+            if self.skip_copy_both_response().await? {
+                return Ok(());
+            }
+            match self.message().await? {
+                backend::Message::ErrorResponse(body) => failure = Some(server_error(body.fields())),
+                backend::Message::ReadyForQuery(_) => return Err(failure.unwrap_or(Error::Unexpected('Z'))),
+                _ => {}
+            }
+        }
+    }
+
+    async fn skip_copy_both_response(&mut self) -> Result<bool, Error> {
+        loop {
+            if let Some(header) = backend::Header::parse(&self.read)? {
+                let length = header.len() as usize + 1;
+                if header.tag() != b'W' {
+                    return Ok(false);
+                }
+                if self.read.len() >= length {
+                    self.read.advance(length);
+                    return Ok(true);
+                }
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// The next frame of the stream. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Frame, Error> {
+        loop {
+            if let Some(frame) = self.buffered()? {
+                return Ok(frame);
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// A frame that has already arrived, without touching the socket.
+    pub fn buffered(&mut self) -> Result<Option<Frame>, Error> {
+        loop {
+            let data = match backend::Message::parse(&mut self.read)? {
+                None => return Ok(None),
+                Some(backend::Message::CopyData(body)) => body.into_bytes(),
+                Some(backend::Message::NoticeResponse(body)) => {
+                    return Ok(Some(Frame::Notice(ServerError::from_fields(body.fields()))));
+                }
+                Some(backend::Message::ParameterStatus(_)) => continue,
+                Some(backend::Message::ErrorResponse(body)) => return Err(server_error(body.fields())),
+                Some(_) => return Err(Error::Ended),
+            };
+            return frame(data).map(Some);
+        }
+    }
+
+    /// Sends a Standby status update: `received` as written, `confirmed` as flushed and applied. `ask` sets the reply bit.
+    pub async fn status(&mut self, received: Lsn, confirmed: Lsn, ask: bool) -> Result<(), Error> {
+        let mut update = BytesMut::with_capacity(34);
+        update.put_u8(b'r');
+        update.put_u64(received.0);
+        update.put_u64(confirmed.0);
+        update.put_u64(confirmed.0);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        update.put_u64((now.as_micros() as u64).saturating_sub(POSTGRES_EPOCH));
+        update.put_u8(u8::from(ask));
+        frontend::CopyData::new(update.freeze())?.write(&mut self.write);
+        self.flush().await
+    }
+
+    /// Ends the stream: CopyDone, drain until the server is ready again, Terminate; at most `limit`. Closing at once would
+    /// make the server log a lost connection; waiting longer would hold up its shutdown.
+    pub async fn close(mut self, limit: Duration) {
+        let _ = timeout(limit, async {
+            frontend::copy_done(&mut self.write);
+            self.flush().await?;
+            loop {
+                match self.message().await? {
+                    backend::Message::ReadyForQuery(_) => break,
+                    backend::Message::ErrorResponse(_) => return Ok(()),
+                    _ => {}
+                }
+            }
+            frontend::terminate(&mut self.write);
+            self.flush().await?;
+            self.socket.shutdown().await.map_err(Error::from)
+        })
+        .await;
+    }
+
+    async fn message(&mut self) -> Result<backend::Message, Error> {
+        loop {
+            if let Some(message) = backend::Message::parse(&mut self.read)? {
+                return Ok(message);
+            }
+            self.fill().await?;
+        }
+    }
+
+    async fn fill(&mut self) -> Result<(), Error> {
+        self.read.reserve(16 << 10);
+        match self.socket.read_buf(&mut self.read).await? {
+            0 => Err(Error::Ended),
+            _ => Ok(()),
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Error> {
+        let stalled = || std::io::Error::new(std::io::ErrorKind::TimedOut, "the server does not read what we send");
+        timeout(WRITE_LIMIT, self.socket.write_all_buf(&mut self.write)).await.map_err(|_| stalled())??;
+        Ok(())
+    }
+}
+
+fn server_error(fields: backend::ErrorFields<'_>) -> Error {
+    Error::Server(Box::new(ServerError::from_fields(fields)))
+}
+
+fn frame(mut data: Bytes) -> Result<Frame, Error> {
+    match data.try_get_u8() {
+        Ok(b'w') if data.len() >= 24 => {
+            let _start = data.get_u64();
+            let end = Lsn(data.get_u64());
+            let _sent_at = data.get_u64();
+            Ok(Frame::XLogData { end, data })
+        }
+        Ok(b'k') if data.len() >= 17 => {
+            let end = Lsn(data.get_u64());
+            let _sent_at = data.get_u64();
+            Ok(Frame::Keepalive { end, reply: data.get_u8() != 0 })
+        }
+        Ok(tag) => Err(Error::Unexpected(char::from(tag))),
+        Err(_) => Err(Error::Unexpected('d')),
+    }
+}

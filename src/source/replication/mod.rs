@@ -1,0 +1,113 @@
+//! The stream: a SQL session and a replication connection to one primary, opened together, lost together.
+
+pub mod authentication;
+pub mod connection;
+pub mod error;
+pub mod feedback;
+pub mod pgoutput;
+pub mod relations;
+pub mod slot;
+
+use std::time::Duration;
+
+use super::dsn::Dsn;
+use super::endpoint::Endpoint;
+use super::session::{PINNED, Session, literal};
+use connection::Connection;
+use error::{Error, Kind};
+use slot::Names;
+
+/// `wal_sender_timeout` of our stream: a daemon that died without a word frees its slot after this long. Any role may set
+/// it for itself.
+const WAL_SENDER_TIMEOUT: &str = "5s";
+
+/// Both connections, before the stream was started.
+pub struct Source {
+    /// Answers the fence.
+    pub session: Session,
+    /// Carries the stream.
+    pub connection: Connection,
+    /// Which server, and in what life.
+    pub server: Server,
+    /// Address for messages.
+    pub place: String,
+}
+
+/// Which server, and in what life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// System identifier of the cluster.
+    pub system: String,
+    /// Its timeline, from IDENTIFY_SYSTEM.
+    pub timeline: String,
+    /// `pg_stat_bgwriter.stats_reset`: changes over a crash.
+    pub crash: String,
+}
+
+/// Opens both connections to the first host that is a primary and fit to be streamed from.
+pub async fn open(dsn: &Dsn, names: &Names, lock_timeout: Duration) -> Result<Source, Error> {
+    let mut worst: Option<Error> = None;
+    for endpoint in dsn.endpoints() {
+        match open_at(&endpoint, names, lock_timeout).await {
+            Ok(source) => return Ok(source),
+            // With several hosts, one that is away may be the primary: then waiting helps.
+            Err(error) if worst.as_ref().is_none_or(|worst| matches!(worst.kind, Kind::Permanent(_))) => {
+                worst = Some(error);
+            }
+            Err(_) => {}
+        }
+    }
+    Err(worst.unwrap_or_else(|| Error::away("the database URL names no host")))
+}
+
+async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration) -> Result<Source, Error> {
+    let place = endpoint.to_string();
+    let session = Session::open(endpoint, &names.slot).await;
+    let session = session.map_err(|error| Error::session("connecting", &place, &error))?;
+    slot::verify_server(&session, names, &place).await?;
+    slot::verify_publication(&session, names, &place).await?;
+    let mut settings = PINNED.to_vec();
+    settings.extend([
+        ("idle_session_timeout", "0"),
+        ("wal_sender_timeout", WAL_SENDER_TIMEOUT),
+        ("application_name", names.slot.as_str()),
+    ]);
+    let connecting = Connection::open(endpoint, &settings);
+    let limit = endpoint.config().get_connect_timeout().copied().unwrap_or(Duration::from_secs(10));
+    let connection = tokio::time::timeout(limit, connecting)
+        .await
+        .map_err(|_| Error::away(format!("{place} does not answer a replication connection within {limit:?}")))?;
+    let mut connection = connection.map_err(|error| replication_refused(&place, &error))?;
+    let identified = connection.query("IDENTIFY_SYSTEM").await;
+    let identified = identified.map_err(|error| Error::stream("IDENTIFY_SYSTEM", &place, &error))?;
+    let field = |index: usize| identified.first().and_then(|row| row.get(index)?.clone()).unwrap_or_default();
+    let crash = session.value("SELECT stats_reset::text FROM pg_stat_bgwriter").await;
+    let crash = crash.map_err(|error| Error::session("reading the crash mark", &place, &error))?.unwrap_or_default();
+    let server = Server { system: field(0), timeline: field(1), crash };
+    slot::ensure(&mut connection, &session, names, lock_timeout, &place).await?;
+    Ok(Source { session, connection, server, place })
+}
+
+/// A pooler that does not know replication may just hang up.
+fn replication_refused(place: &str, error: &connection::Error) -> Error {
+    match error {
+        connection::Error::Ended => {
+            Error::away(format!("{place} closed the replication connection. If it stays so: {}", error::POOLER))
+        }
+        error => Error::stream("opening the replication connection", place, error),
+    }
+}
+
+impl Source {
+    /// START_REPLICATION at 0/0: the server goes on from the position that was confirmed last.
+    pub async fn start(&mut self, names: &Names) -> Result<(), Error> {
+        let publications = format!("\"{}\"", names.publication.replace('"', "\"\""));
+        let command = format!(
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {})",
+            super::session::identifier(&names.slot),
+            literal(&publications).trim()
+        );
+        let started = self.connection.start_replication(&command).await;
+        started.map_err(|error| Error::stream("starting the stream", &self.place, &error))
+    }
+}

@@ -1,0 +1,139 @@
+//! The tables of the stream: what Relation messages described, and which tables of the rules a relation belongs to.
+//!
+//! `publish_via_partition_root` is false, so a leaf arrives under its own name; its rules are those of its ancestors in
+//! `pg_inherits`.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::pgoutput::{self, Old, Tuple, Value};
+use crate::rules::Rules;
+use crate::rules::events::Event;
+use crate::rules::file::TableName;
+use crate::rules::plan::{Cell, Change, Column, Plan, Unlisted};
+use crate::source::session::{self, Session};
+use crate::tags::Tags;
+
+/// A relation with its plan.
+pub struct Relation {
+    /// Its own name.
+    pub table: TableName,
+    columns: Vec<Column>,
+    plan: Plan,
+    /// When the last complaint was logged: one a second is enough.
+    told: std::cell::Cell<Option<Instant>>,
+}
+
+/// Relations by OID, and the ancestors of every relation that was seen. Kept over reconnects: a leaf that was detached or
+/// dropped meanwhile is still found in older changes.
+#[derive(Default)]
+pub struct Relations {
+    known: HashMap<u32, Relation>,
+    ancestors: HashMap<u32, Vec<TableName>>,
+}
+
+/// Ancestors of members of partitioned or inherited tables: member, ancestor's schema, ancestor's name.
+fn ancestors(condition: &str) -> String {
+    format!(
+        "WITH RECURSIVE tree(member, ancestor) AS (\
+         SELECT inhrelid, inhparent FROM pg_inherits {condition} UNION \
+         SELECT tree.member, i.inhparent FROM tree JOIN pg_inherits i ON i.inhrelid = tree.ancestor) \
+         SELECT member::oid::text, n.nspname, c.relname FROM tree \
+         JOIN pg_class c ON c.oid = tree.ancestor JOIN pg_namespace n ON n.oid = c.relnamespace"
+    )
+}
+
+impl Relations {
+    /// Reads all ancestors: at each connect.
+    pub async fn read_ancestors(&mut self, session: &Session) -> Result<(), session::Error> {
+        self.read(session, &ancestors("")).await
+    }
+
+    /// Reads the ancestors of one relation: before it is described, because it may be attached since the connect.
+    pub async fn read_ancestors_of(&mut self, oid: u32, session: &Session) -> Result<(), session::Error> {
+        self.read(session, &ancestors(&format!("WHERE inhrelid = {oid}"))).await
+    }
+
+    async fn read(&mut self, session: &Session, query: &str) -> Result<(), session::Error> {
+        let mut found: HashMap<u32, Vec<TableName>> = HashMap::new();
+        for row in session.rows(query).await? {
+            let field = |index| row.get(index).unwrap_or_default().to_owned();
+            let Ok(member) = field(0).parse() else { continue };
+            found.entry(member).or_default().push(TableName { schema: field(1), name: field(2) });
+        }
+        self.ancestors.extend(found);
+        Ok(())
+    }
+
+    /// Takes a Relation message and compiles its plan.
+    pub fn describe(&mut self, relation: &pgoutput::Relation, rules: &Rules) {
+        // The empty namespace is pg_catalog's.
+        let schema = if relation.namespace.is_empty() { "pg_catalog" } else { relation.namespace };
+        let table = TableName { schema: schema.to_owned(), name: relation.name.to_owned() };
+        let column = |column: &pgoutput::Column| Column {
+            name: column.name.to_owned(),
+            type_oid: column.type_oid,
+            // Under FULL every column carries the flag, but say so once more: all old values are sent.
+            key: column.key || relation.identity == b'f',
+        };
+        let columns: Vec<Column> = relation.columns.iter().map(column).collect();
+        let mut tables = vec![table.clone()];
+        tables.extend(self.ancestors.get(&relation.oid).into_iter().flatten().cloned());
+        let plan = Plan::compile(rules, &tables, &columns);
+        for sentence in &plan.unfit {
+            tracing::error!(table = %table, "{sentence}; its tags are not made stale");
+        }
+        self.known.insert(relation.oid, Relation { table, columns, plan, told: Default::default() });
+    }
+
+    /// Renders the tags of one row change.
+    pub fn render(&self, oid: u32, event: Event, old: Option<Old>, new: Option<Tuple>, tags: &mut [Tags]) {
+        let Some(relation) = self.known.get(&oid) else {
+            tracing::error!(oid, "a change arrived for a relation that was never described");
+            return;
+        };
+        if relation.plan.is_empty() {
+            return;
+        }
+        let old = old.map(|old| match old {
+            Old::Full(tuple) => relation.cells(tuple, false),
+            Old::Key(tuple) => relation.cells(tuple, true),
+        });
+        let new = new.map(|tuple| relation.cells(tuple, false));
+        let change = Change { event, old: old.as_deref(), new: new.as_deref() };
+        relation.plan.render(change, tags, |unlisted| relation.tell(&unlisted));
+    }
+
+    /// Renders the tags of an emptied table.
+    pub fn truncate(&self, oid: u32, tags: &mut [Tags]) {
+        if let Some(relation) = self.known.get(&oid) {
+            let change = Change { event: Event::Truncate, old: None, new: None };
+            relation.plan.render(change, tags, |unlisted| relation.tell(&unlisted));
+        }
+    }
+}
+
+impl Relation {
+    /// The cells that the plan looks at. In a key tuple the columns outside the identity stand there as NULL and mean
+    /// nothing.
+    fn cells<'a>(&self, tuple: Tuple<'a>, key_only: bool) -> Vec<Cell<'a>> {
+        let cell = |(value, column): (Value<'a>, &Column)| match value {
+            _ if key_only && !column.key => Cell::Unknown,
+            Value::Null => Cell::Null,
+            Value::Unchanged => Cell::Unknown,
+            // The session asked for UTF-8 text; anything else is not a value that a template could write.
+            Value::Text(bytes) => std::str::from_utf8(bytes).map_or(Cell::Unknown, Cell::Text),
+            Value::Binary(_) => Cell::Unknown,
+        };
+        tuple.values().zip(&self.columns).take(self.plan.width).map(cell).collect()
+    }
+
+    fn tell(&self, unlisted: &Unlisted) {
+        if self.told.get().is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
+            return;
+        }
+        self.told.set(Some(Instant::now()));
+        let Unlisted { template, reason } = unlisted;
+        tracing::error!(table = %self.table, template, "{reason}: tags of this template stay as they are");
+    }
+}

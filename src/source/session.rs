@@ -1,0 +1,143 @@
+//! The SQL session beside the stream: it answers the fence, reads the catalog, and its end is the sign to let go of the
+//! stream (a fast shutdown ends backends first and then waits for us).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
+
+use super::endpoint::Endpoint;
+use super::server_error::ServerError;
+
+/// Settings that every session of ours pins, because role and database may set others and they change the text of
+/// values, hence the tags; `synchronous_commit` so that none of our own commits ever waits for a standby.
+pub const PINNED: [(&str, &str); 9] = [
+    ("client_encoding", "UTF8"),
+    ("DateStyle", "ISO"),
+    ("TimeZone", "UTC"),
+    ("IntervalStyle", "postgres"),
+    ("extra_float_digits", "1"),
+    ("bytea_output", "hex"),
+    ("default_transaction_isolation", "read committed"),
+    ("synchronous_commit", "local"),
+    ("statement_timeout", "0"),
+];
+
+/// An open session. Dropping it closes the connection.
+pub struct Session {
+    client: Arc<Client>,
+    driver: JoinHandle<Result<(), tokio_postgres::Error>>,
+}
+
+/// Why a session is not there, or a query failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The server answered with an error.
+    #[error("{0}")]
+    Server(Box<ServerError>),
+    /// The server cannot be reached, or the connection broke.
+    #[error("{0}")]
+    Away(String),
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Error {
+        match error.as_db_error() {
+            Some(server) => Error::Server(Box::new(ServerError::from_sql(server))),
+            None => Error::Away(deepest(&error)),
+        }
+    }
+}
+
+/// tokio-postgres says "error connecting to server"; what the operating system said is further down.
+fn deepest(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+impl Session {
+    /// Logs in and pins the settings. `name` becomes the application_name.
+    pub async fn open(endpoint: &Endpoint, name: &str) -> Result<Session, Error> {
+        let mut config = endpoint.config().clone();
+        config.application_name(name);
+        let limit = config.get_connect_timeout().copied().unwrap_or(Duration::from_secs(10));
+        let connecting = timeout(limit, config.connect(NoTls));
+        let (client, connection) =
+            connecting.await.map_err(|_| Error::Away(format!("no answer within {limit:?}")))??;
+        let session = Session { client: Arc::new(client), driver: tokio::spawn(connection) };
+        // SET, not startup options: poolers pass it on, and idle_session_timeout is not known to PostgreSQL 13.
+        let mut pins: String = PINNED.iter().map(|(name, value)| format!("SET {name} = '{value}';")).collect();
+        pins.push_str("SET idle_session_timeout = 0; SET idle_in_transaction_session_timeout = 0;");
+        session.execute(&pins).await?;
+        Ok(session)
+    }
+
+    /// Runs statements that return nothing of interest.
+    pub async fn execute(&self, sql: &str) -> Result<(), Error> {
+        Ok(self.client.batch_execute(sql).await?)
+    }
+
+    /// Runs one query by the simple protocol: every value is text, and poolers need no prepared statements.
+    pub async fn rows(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, Error> {
+        Ok(rows(self.client.simple_query(sql).await?))
+    }
+
+    /// First column of the first row.
+    pub async fn value(&self, sql: &str) -> Result<Option<String>, Error> {
+        Ok(self.rows(sql).await?.first().and_then(|row| row.get(0)).map(str::to_owned))
+    }
+
+    /// A handle for queries that run beside the loop.
+    pub fn client(&self) -> Arc<Client> {
+        self.client.clone()
+    }
+
+    /// Ends when the session has ended, with the reason. Cancel-safe, but once it has ended the session must be dropped.
+    pub async fn closed(&mut self) -> Error {
+        match (&mut self.driver).await {
+            Ok(Err(error)) => error.into(),
+            _ => Error::Away("the SQL session ended".into()),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// The rows among a simple query's messages.
+pub fn rows(messages: Vec<SimpleQueryMessage>) -> Vec<SimpleQueryRow> {
+    let row = |message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    };
+    messages.into_iter().filter_map(row).collect()
+}
+
+/// A text as an SQL literal.
+pub fn literal(text: &str) -> String {
+    postgres_protocol::escape::escape_literal(text)
+}
+
+/// A name as an SQL identifier, always quoted.
+pub fn identifier(name: &str) -> String {
+    postgres_protocol::escape::escape_identifier(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoting() {
+        assert_eq!(identifier("odd \"name\""), "\"odd \"\"name\"\"\"");
+        assert_eq!(literal("it's").trim(), "'it''s'");
+    }
+}

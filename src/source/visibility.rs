@@ -1,0 +1,96 @@
+//! Which transactions every new snapshot sees (manual: "pg_snapshot Components").
+//!
+//! The commit record reaches a walsender before other sessions see the rows: the committer still has to wait for a
+//! synchronous standby and for the process-array lock. One `pg_current_snapshot()` taken after the rows arrived answers
+//! for all waiting transactions.
+
+use super::lsn::Xid;
+
+/// The query that [`Snapshot::parse`] reads, and the standby list of [`names_synchronous_standby`] with it: a setting
+/// that turns waltag into a synchronous standby is then noticed by the very poll that would wait for ever.
+pub const QUERY: &str = "SELECT pg_current_snapshot()::text, current_setting('synchronous_standby_names')";
+
+/// What `pg_current_snapshot()` said, cut to the 32 bits that pgoutput's Begin carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    xmax: u32,
+    running: Vec<u32>,
+}
+
+impl Snapshot {
+    /// From `xmin:xmax:xip,...` in 64-bit numbers.
+    pub fn parse(text: &str) -> Option<Snapshot> {
+        let mut parts = text.splitn(3, ':');
+        let _xmin: u64 = parts.next()?.parse().ok()?;
+        let xmax: u64 = parts.next()?.parse().ok()?;
+        let list = parts.next()?;
+        let running: Result<Vec<u64>, _> = list.split(',').filter(|xid| !xid.is_empty()).map(str::parse).collect();
+        Some(Snapshot { xmax: xmax as u32, running: running.ok()?.into_iter().map(|xid| xid as u32).collect() })
+    }
+
+    /// Has this transaction ended, and does every snapshot from now on show it? The difference is taken modulo 2^32, which
+    /// is right as long as both lie within 2^31 of each other: the slot's catalog_xmin guarantees that.
+    pub fn sees(&self, xid: Xid) -> bool {
+        (xid.0.wrapping_sub(self.xmax) as i32) < 0 && !self.running.contains(&xid.0)
+    }
+}
+
+/// Does `synchronous_standby_names` name us, by `*` or by `application_name`? Then a commit would wait for our flush, and
+/// our fence for the commit, for ever (syncrep.c compares without regard to case).
+pub fn names_synchronous_standby(setting: &str, application_name: &str) -> bool {
+    let mut names = Vec::new();
+    let mut rest = setting;
+    while let Some(character) = rest.chars().next() {
+        if let Some(quoted) = rest.strip_prefix('"') {
+            let end = quoted.find('"').unwrap_or(quoted.len());
+            names.push(quoted.get(..end).unwrap_or_default());
+            rest = quoted.get(end + 1..).unwrap_or_default();
+        } else if matches!(character, ',' | '(' | ')') || character.is_whitespace() {
+            rest = rest.get(character.len_utf8()..).unwrap_or_default();
+        } else {
+            let ends = |c: char| matches!(c, ',' | '(' | ')' | '"') || c.is_whitespace();
+            let end = rest.find(ends).unwrap_or(rest.len());
+            names.push(rest.get(..end).unwrap_or_default());
+            rest = rest.get(end..).unwrap_or_default();
+        }
+    }
+    names.iter().any(|name| *name == "*" || name.eq_ignore_ascii_case(application_name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn running_and_future_transactions_are_not_seen() {
+        let snapshot = Snapshot::parse("100:105:100,103").unwrap();
+        let seen: Vec<u32> = (98..108).filter(|xid| snapshot.sees(Xid(*xid))).collect();
+        assert_eq!(seen, [98, 99, 101, 102, 104]);
+        assert!(Snapshot::parse("1:2:").is_some());
+        for bad in ["", "1:2", "a:b:", "1:2:x"] {
+            assert!(Snapshot::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn comparison_across_the_wrap_of_32_bits() {
+        // Epoch 1 has begun: xmax 2^32 + 5, and 4294967290 of epoch 0 is still running.
+        let snapshot = Snapshot::parse("4294967290:4294967301:4294967290,4294967299").unwrap();
+        for done in [4_294_967_280, 4_294_967_295, 3_u32, 4] {
+            assert_eq!(snapshot.sees(Xid(done)), done != 3, "{done}");
+        }
+        assert!(!snapshot.sees(Xid(4_294_967_290)));
+        assert!(!snapshot.sees(Xid(5)));
+        assert!(!snapshot.sees(Xid(900)));
+    }
+
+    #[test]
+    fn synchronous_standby_names() {
+        for ours in ["*", "a, *", "FIRST 1 (a, waltag)", "ANY 1 (*)", "\"*\"", "2 (\"WalTag\", b)", "waltag"] {
+            assert!(names_synchronous_standby(ours, "waltag"), "{ours}");
+        }
+        for others in ["", "a", "FIRST 1 (a, b)", "waltag2", "\"waltag 2\"", "my-waltag"] {
+            assert!(!names_synchronous_standby(others, "waltag"), "{others}");
+        }
+    }
+}

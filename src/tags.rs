@@ -1,0 +1,115 @@
+//! Distinct tags, back to back in one buffer: rendered in place, dropped again when the tag is already there. No
+//! allocation per tag, and half the memory of a set of strings.
+
+use std::hash::BuildHasher;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+/// A set of byte strings in order of arrival.
+#[derive(Default)]
+pub struct Tags {
+    bytes: Vec<u8>,
+    ends: Vec<u32>,
+    index: HashTable<u32>,
+    // Column values are chosen by whoever writes the rows, so the hash is keyed.
+    hasher: DefaultHashBuilder,
+}
+
+impl Tags {
+    /// Lets `render` append one tag; keeps it if it says so and the tag is new. True if kept.
+    pub fn insert_with(&mut self, render: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
+        let start = self.bytes.len();
+        let wanted = render(&mut self.bytes);
+        let Tags { bytes, ends, index, hasher } = self;
+        let tag = bytes.get(start..).unwrap_or_default();
+        let hash = hasher.hash_one(tag);
+        if !wanted || index.find(hash, |at| slice(bytes, ends, *at) == tag).is_some() {
+            bytes.truncate(start);
+            return false;
+        }
+        let at = ends.len() as u32;
+        ends.push(bytes.len() as u32);
+        index.insert_unique(hash, at, |at| hasher.hash_one(slice(bytes, ends, *at)));
+        true
+    }
+
+    /// Adds a finished tag.
+    pub fn insert(&mut self, tag: &[u8]) -> bool {
+        self.insert_with(|out| {
+            out.extend_from_slice(tag);
+            true
+        })
+    }
+
+    /// Adds every tag of `other`.
+    pub fn extend(&mut self, other: &Tags) {
+        for tag in other.iter() {
+            self.insert(tag);
+        }
+    }
+
+    /// The tags in order of arrival.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.ends.len() as u32).map(|at| slice(&self.bytes, &self.ends, at))
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// None at all?
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Memory in use, in bytes: text, ends and index.
+    pub fn size(&self) -> usize {
+        self.bytes.len() + self.ends.len() * (4 + 8)
+    }
+
+    /// Forgets the tags and keeps the memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+        self.index.clear();
+    }
+}
+
+fn slice<'a>(bytes: &'a [u8], ends: &[u32], at: u32) -> &'a [u8] {
+    let at = at as usize;
+    let start = at.checked_sub(1).and_then(|before| ends.get(before)).map_or(0, |end| *end as usize);
+    ends.get(at).and_then(|end| bytes.get(start..*end as usize)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distinct_in_order() {
+        let mut tags = Tags::default();
+        for tag in ["b", "a", "b", "", "a", "ab", ""] {
+            tags.insert(tag.as_bytes());
+        }
+        assert_eq!(tags.iter().collect::<Vec<_>>(), [&b"b"[..], b"a", b"", b"ab"]);
+        assert!(!tags.insert_with(|out| {
+            out.extend_from_slice(b"half");
+            false
+        }));
+        assert_eq!(tags.len(), 4);
+        tags.clear();
+        assert!(tags.is_empty() && tags.insert(b"b"));
+    }
+
+    #[test]
+    fn many() {
+        let mut tags = Tags::default();
+        for round in 0..2 {
+            for number in 0..10_000 {
+                assert_eq!(tags.insert(format!("t:{number}").as_bytes()), round == 0);
+            }
+        }
+        assert_eq!(tags.len(), 10_000);
+    }
+}
