@@ -1,4 +1,5 @@
 //! demo
+pub mod servers;
 use crate::failure::Failure;
 /// run
 pub async fn run(_keep: bool) -> Result<(), Failure> {

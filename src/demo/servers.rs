@@ -1,0 +1,330 @@
+//! Private PostgreSQL and Redis servers in temporary directories on free ports: for the demo, and for the tests.
+//!
+//! initdb refuses to run as root, so under root both run as `postgres`.
+
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// A server must answer within this.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// Why a private server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A program is not installed.
+    #[error("{0} is not installed (looked in PATH and /usr/lib/postgresql); `scripts/demo` installs it")]
+    Missing(&'static str),
+    /// The operating system refused.
+    #[error("{0}: {1}")]
+    Io(String, io::Error),
+    /// A program failed.
+    #[error("{0} failed:\n{1}")]
+    Failed(String, String),
+}
+
+/// A private PostgreSQL cluster, stopped and removed when dropped.
+pub struct Postgres {
+    /// Where it listens on 127.0.0.1.
+    pub port: u16,
+    bin: PathBuf,
+    directory: TempDir,
+    child: Option<Child>,
+}
+
+/// A private Redis, stopped and removed when dropped.
+pub struct Redis {
+    /// Where it listens on 127.0.0.1.
+    pub port: u16,
+    directory: TempDir,
+    arguments: Vec<String>,
+    child: Option<Child>,
+}
+
+/// Settings that every private cluster has: logical decoding, no waiting for the disk.
+const POSTGRES_SETTINGS: &str = "\
+wal_level = logical
+fsync = off
+full_page_writes = off
+max_wal_senders = 10
+max_replication_slots = 10
+max_prepared_transactions = 10
+max_connections = 60
+shared_buffers = 32MB
+autovacuum = off
+listen_addresses = '127.0.0.1'
+log_min_messages = warning
+";
+
+impl Postgres {
+    /// Makes a cluster with `settings` (lines of postgresql.conf) after ours, and starts it.
+    pub fn start(settings: &str) -> Result<Postgres, Error> {
+        Postgres::start_from(None, settings)
+    }
+
+    /// The same, from a copy of a data directory that [`Postgres::initialize`] made: much faster than initdb.
+    pub fn start_from(template: Option<&Path>, settings: &str) -> Result<Postgres, Error> {
+        let bin = postgres_programs()?;
+        let directory = private_directory()?;
+        let mut server = Postgres { port: free_port()?, bin, directory, child: None };
+        match template {
+            Some(template) => {
+                let mut copy = as_postgres(Path::new("cp"));
+                complete(copy.arg("-a").arg(template).arg(server.data()))?;
+            }
+            None => Postgres::initialize(&server.data())?,
+        }
+        server.configure(settings)?;
+        server.launch()?;
+        Ok(server)
+    }
+
+    /// initdb with superuser `postgres` and trust for local connections.
+    pub fn initialize(data: &Path) -> Result<(), Error> {
+        let mut initdb = as_postgres(&postgres_programs()?.join("initdb"));
+        initdb.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"]).arg(data);
+        complete(&mut initdb)
+    }
+
+    /// Replaces the settings after ours; they hold from the next start or reload.
+    pub fn configure(&self, settings: &str) -> Result<(), Error> {
+        let file = self.data().join("waltag.conf");
+        let sockets = self.directory.path().display();
+        let text =
+            format!("{POSTGRES_SETTINGS}unix_socket_directories = '{sockets}'\nport = {}\n{settings}\n", self.port);
+        fs::write(&file, text).map_err(|error| Error::Io(file.display().to_string(), error))?;
+        let main = self.data().join("postgresql.conf");
+        let text = fs::read_to_string(&main).map_err(|error| Error::Io(main.display().to_string(), error))?;
+        if !text.contains("waltag.conf") {
+            fs::write(&main, text + "\ninclude 'waltag.conf'\n")
+                .map_err(|error| Error::Io(main.display().to_string(), error))?;
+        }
+        give_to_postgres(&file)
+    }
+
+    /// Starts the postmaster and waits until it answers.
+    pub fn launch(&mut self) -> Result<(), Error> {
+        let log_path = self.directory.path().join("postgres.log");
+        let log = fs::OpenOptions::new().create(true).append(true).open(&log_path);
+        let log = log.map_err(|error| Error::Io(log_path.display().to_string(), error))?;
+        let mut postmaster = as_postgres(&self.bin.join("postgres"));
+        postmaster.arg("-D").arg(self.data()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let child = spawn(&mut postmaster)?;
+        self.child = Some(child);
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            // What pg_ctl looks at: the eighth line of the lock file.
+            let lock_file = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+            if lock_file.lines().nth(7).is_some_and(|status| status.trim() == "ready") {
+                return Ok(());
+            }
+            let ended = self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
+            if ended || Instant::now() > deadline {
+                return Err(Error::Failed("postgres".into(), fs::read_to_string(&log_path).unwrap_or_default()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// `pg_ctl stop -m MODE`; the time that it took. Waits at most `limit`.
+    pub fn stop(&mut self, mode: &str, limit: Duration) -> Result<Duration, Error> {
+        let begin = Instant::now();
+        let mut stop = as_postgres(&self.bin.join("pg_ctl"));
+        stop.args(["stop", "-w", "-m", mode, "-t", &limit.as_secs().to_string(), "-D"]).arg(self.data());
+        complete(&mut stop)?;
+        if let Some(mut child) = self.child.take() {
+            let _ = child.wait();
+        }
+        Ok(begin.elapsed())
+    }
+
+    /// `pg_ctl reload`.
+    pub fn reload(&self) -> Result<(), Error> {
+        complete(as_postgres(&self.bin.join("pg_ctl")).args(["reload", "-D"]).arg(self.data()))
+    }
+
+    /// Runs a program as the owner of the cluster.
+    pub fn run_as_owner(&self, command: &mut Command) -> Result<(), Error> {
+        if let Some((user, group)) = drop_to() {
+            command.uid(user).gid(group);
+        }
+        complete(command.current_dir("/"))
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// The directory of the unix socket.
+    pub fn socket_directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// One of PostgreSQL's programs.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+
+    /// URL of a database as `user`.
+    pub fn url(&self, user: &str, database: &str) -> String {
+        format!("postgres://{user}@127.0.0.1:{}/{database}", self.port)
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            let _ = self.stop("immediate", Duration::from_secs(10));
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Redis {
+    /// Starts a Redis without persistence; `arguments` are settings as `--name value`.
+    pub fn start(arguments: &[&str]) -> Result<Redis, Error> {
+        let directory = private_directory()?;
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let mut server = Redis { port: free_port()?, directory, arguments, child: None };
+        server.launch()?;
+        Ok(server)
+    }
+
+    /// Starts it (again), and waits until it takes connections.
+    pub fn launch(&mut self) -> Result<(), Error> {
+        let program = find_in_path("redis-server").ok_or(Error::Missing("redis-server"))?;
+        let mut server = as_postgres(&program);
+        server.args([
+            "--port",
+            &self.port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--dir",
+        ]);
+        server.arg(self.directory.path()).args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        self.child = Some(spawn(server.stderr(Stdio::null()))?);
+        let deadline = Instant::now() + START_LIMIT;
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            if Instant::now() > deadline {
+                return Err(Error::Failed("redis-server".into(), "it does not take connections".into()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Its process, for SIGSTOP.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// URL of a database.
+    pub fn url(&self, database: u8) -> String {
+        format!("redis://127.0.0.1:{}/{database}", self.port)
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The directory of PostgreSQL's programs: `POSTGRES_BIN`, PATH, Debian's newest.
+fn postgres_programs() -> Result<PathBuf, Error> {
+    if let Some(directory) = std::env::var_os("POSTGRES_BIN") {
+        return Ok(directory.into());
+    }
+    if let Some(directory) =
+        find_in_path("initdb").and_then(|found| Some(found.canonicalize().ok()?.parent()?.to_path_buf()))
+    {
+        return Ok(directory);
+    }
+    let versions =
+        fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
+    versions.filter(|bin| bin.join("initdb").exists()).max().ok_or(Error::Missing("PostgreSQL (initdb)"))
+}
+
+fn find_in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|candidate| candidate.is_file())
+}
+
+/// User and group of `postgres` if we are root.
+fn drop_to() -> Option<(u32, u32)> {
+    let own = fs::metadata("/proc/self").ok().map(|process| std::os::unix::fs::MetadataExt::uid(&process))?;
+    let passwd = fs::read_to_string("/etc/passwd").ok()?;
+    let line = passwd.lines().find(|line| line.starts_with("postgres:")).filter(|_| own == 0)?;
+    let mut fields = line.split(':').skip(2);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
+fn as_postgres(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir("/");
+    if let Some((user, group)) = drop_to() {
+        command.uid(user).gid(group);
+    }
+    // A terminal's Ctrl-C goes to the whole group: the servers must outlive it until they are stopped in order.
+    command.process_group(0);
+    command
+}
+
+fn give_to_postgres(path: &Path) -> Result<(), Error> {
+    match drop_to() {
+        Some((user, group)) => {
+            chown(path, Some(user), Some(group)).map_err(|error| Error::Io(path.display().to_string(), error))
+        }
+        None => Ok(()),
+    }
+}
+
+fn private_directory() -> Result<TempDir, Error> {
+    let directory = tempfile::Builder::new().prefix("waltag-").tempdir();
+    let directory = directory.map_err(|error| Error::Io("temporary directory".into(), error))?;
+    give_to_postgres(directory.path())?;
+    Ok(directory)
+}
+
+/// A port that nobody listens on now.
+fn free_port() -> Result<u16, Error> {
+    let socket = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+    Ok(socket.map_err(|error| Error::Io("free port".into(), error))?.port())
+}
+
+fn spawn(command: &mut Command) -> Result<Child, Error> {
+    command.spawn().map_err(|error| Error::Io(command.get_program().to_string_lossy().into_owned(), error))
+}
+
+fn complete(command: &mut Command) -> Result<(), Error> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output().map_err(|error| Error::Io(name.clone(), error))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = [output.stdout, output.stderr].concat();
+    Err(Error::Failed(name, String::from_utf8_lossy(&said).into_owned()))
+}

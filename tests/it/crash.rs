@@ -1,0 +1,111 @@
+//! Nothing is lost when the daemon is killed, Redis is away, or PostgreSQL crashes.
+
+use std::time::Duration;
+
+use crate::support::{Monitor, RULES, World, signal, until};
+
+/// Keys whose rows are committed while the daemon dies again and again: each must be gone at the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_under_load_loses_nothing() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let (sql, writer) = (world.sql().await, world.sql().await);
+    let mut cache = world.cache(1).await;
+    let mut daemon = world.daemon();
+    let mut next = 0;
+    for _ in 0..5 {
+        let first = next;
+        next += 400;
+        let mut fill = redis::pipe();
+        for id in first..next {
+            fill.cmd("SET").arg(format!("FirstModel.pk:{id}")).arg("cached").ignore();
+        }
+        fill.exec_async(&mut cache).await.unwrap();
+        let load = async {
+            for id in first..next {
+                writer.batch_execute(&format!("INSERT INTO first_model VALUES ({id})")).await.unwrap();
+            }
+        };
+        let (monitor, target) = (Monitor::start(world.redis.port), (first % 300) as usize + 20);
+        let kill = async {
+            until("some tags are gone", || async { monitor.unlinked().len() > target }).await;
+            daemon.kill();
+        };
+        tokio::join!(load, kill);
+        daemon = world.daemon();
+    }
+    world.settled(&sql).await;
+    let left: Vec<String> = redis::cmd("KEYS").arg("FirstModel.pk:*").query_async(&mut cache).await.unwrap();
+    assert!(left.is_empty(), "{} of {next} are still cached: {:?}", left.len(), left.first());
+}
+
+#[tokio::test]
+async fn redis_away_and_back() {
+    let mut world = World::new().await;
+    world.setup(RULES);
+    let sql = world.sql().await;
+    let daemon = world.daemon();
+    world.redis.kill();
+    sql.batch_execute("INSERT INTO first_model VALUES (1), (2)").await.unwrap();
+    daemon.wait_for("its tags are kept and sent again");
+    world.redis.launch().unwrap();
+    let monitor = Monitor::start(world.redis.port);
+    world.settled(&sql).await;
+    // What was sent between the start of Redis and that of the monitor is not seen, so a change of now must be.
+    sql.batch_execute("UPDATE first_model SET name = 'x'").await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(monitor.unlinked(), ["1 FirstModel.pk:1", "1 FirstModel.pk:2"]);
+}
+
+#[tokio::test]
+async fn tags_of_an_outage_are_sent_when_redis_answers_again() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let sql = world.sql().await;
+    let _daemon = world.daemon();
+    world.settled(&sql).await;
+    let monitor = Monitor::start(world.redis.port);
+    signal(world.redis.pid().unwrap(), "STOP");
+    for id in 0..50 {
+        sql.batch_execute(&format!("INSERT INTO first_model VALUES ({id})")).await.unwrap();
+    }
+    signal(world.redis.pid().unwrap(), "CONT");
+    world.settled(&sql).await;
+    assert_eq!(monitor.unlinked().len(), 50);
+}
+
+#[tokio::test]
+async fn postgresql_crashes_and_its_walsender_is_ended() {
+    let mut world = World::new().await;
+    world.setup(RULES);
+    let daemon = world.daemon();
+    let monitor = Monitor::start(world.redis.port);
+    let sql = world.sql().await;
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE application_name = 'waltag'";
+    sql.execute(end, &[]).await.unwrap();
+    daemon.wait_for_count("streaming", 2);
+    sql.batch_execute("INSERT INTO first_model VALUES (2)").await.unwrap();
+    world.settled(&sql).await;
+    drop(sql);
+    world.postgres.stop("immediate", Duration::from_secs(20)).unwrap();
+    world.postgres.launch().unwrap();
+    daemon.wait_for_count("streaming", 3);
+    let sql = world.sql().await;
+    sql.batch_execute("INSERT INTO first_model VALUES (3)").await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(monitor.unlinked(), ["1 FirstModel.pk:1", "1 FirstModel.pk:2", "1 FirstModel.pk:3"]);
+}
+
+#[tokio::test]
+async fn an_idle_publication_on_a_busy_server_does_not_pin_its_wal() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let sql = world.sql().await;
+    let _daemon = world.daemon();
+    for _ in 0..3 {
+        let load = "INSERT INTO unrelated SELECT i + (SELECT coalesce(max(id), 0) FROM unrelated), 0 FROM generate_series(1, 20000) i";
+        sql.batch_execute(load).await.unwrap();
+    }
+    world.settled(&sql).await;
+}

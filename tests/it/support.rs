@@ -1,0 +1,313 @@
+//! A world of its own for each test: PostgreSQL, Redis, rules, the daemon.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use tokio_postgres::{Client, NoTls};
+use waltag::demo::servers::{Postgres, Redis};
+
+/// Nothing here takes longer unless it hangs.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+pub const SCHEMA: &str = "
+CREATE SCHEMA shop;
+CREATE TABLE first_model (id int PRIMARY KEY, name text);
+CREATE TABLE shop.second_model (
+    id int PRIMARY KEY, category_id int, type_id int, name text, status text, updated_at timestamptz DEFAULT now());
+CREATE TABLE unrelated (id int PRIMARY KEY, v int);
+";
+
+/// The tags of the contract, in a cache where the tag is the key: what is made stale can be read off the commands.
+pub const RULES: &str = r#"
+version: 1
+caches:
+  default: { url: "{redis}/0", dialect: keys, style: python }
+  my_cache_alias: { url: "{redis}/1", dialect: keys }
+rules:
+  - table: first_model
+    tags: ["FirstModel.pk:<id>"]
+    caches: [my_cache_alias]
+  - table: shop.second_model
+    tags:
+      - "SecondModel.pk:<id>"
+      - "CategoryModel.pk:<category_id>.TypeModel.pk:<type_id>"
+      - { tag: "SecondModel", events: [insert, delete, truncate], caches: [default] }
+"#;
+
+pub struct World {
+    pub postgres: Postgres,
+    pub redis: Redis,
+    pub directory: tempfile::TempDir,
+    pub database: String,
+}
+
+/// One data directory is made per run of the tests; each world starts from a copy.
+fn template() -> PathBuf {
+    static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
+    TEMPLATE
+        .get_or_init(|| {
+            let directory = tempfile::Builder::new().prefix("waltag-template-").tempdir().unwrap().keep();
+            if std::env::var_os("USER").is_none_or(|user| user == "root") {
+                let _ = Command::new("chown").arg("postgres").arg(&directory).status();
+            }
+            let data = directory.join("data");
+            Postgres::initialize(&data).unwrap();
+            data
+        })
+        .clone()
+}
+
+impl World {
+    /// Servers with the tables of [`SCHEMA`] in the database `shop`.
+    pub async fn new() -> World {
+        World::with("", SCHEMA).await
+    }
+
+    pub async fn with(settings: &str, schema: &str) -> World {
+        let postgres = Postgres::start_from(Some(&template()), settings).unwrap();
+        let redis = Redis::start(&["--notify-keyspace-events", "KEA"]).unwrap();
+        let world = World { postgres, redis, directory: tempfile::tempdir().unwrap(), database: "shop".into() };
+        world.sql_as("postgres", "postgres").await.batch_execute("CREATE DATABASE shop").await.unwrap();
+        world.sql().await.batch_execute(schema).await.unwrap();
+        world
+    }
+
+    /// The owner's session.
+    pub async fn sql(&self) -> Client {
+        self.sql_as("postgres", &self.database).await
+    }
+
+    pub async fn sql_as(&self, user: &str, database: &str) -> Client {
+        connect(&self.postgres.url(user, database)).await
+    }
+
+    pub async fn cache(&self, database: u8) -> MultiplexedConnection {
+        redis::Client::open(self.redis.url(database)).unwrap().get_multiplexed_async_connection().await.unwrap()
+    }
+
+    /// Writes the rules; `{redis}` becomes the URL of this world's Redis.
+    pub fn rules(&self, text: &str) -> PathBuf {
+        let path = self.directory.path().join("rules.yaml");
+        let redis = format!("redis://127.0.0.1:{}", self.redis.port);
+        fs::write(&path, text.replace("{redis}", &redis)).unwrap();
+        path
+    }
+
+    /// The program with this world's settings, as `user`.
+    pub fn waltag(&self, user: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_waltag"));
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+        command.env("WALTAG_DATABASE_URL", self.postgres.url(user, &self.database));
+        command.env("WALTAG_RULES", self.directory.path().join("rules.yaml"));
+        command.args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// Writes the rules and applies `setup` as the owner.
+    pub fn setup(&self, rules: &str) {
+        self.rules(rules);
+        succeed(&mut self.waltag("postgres", &["setup", "--apply"]));
+    }
+
+    /// The daemon under the role that `setup` made, once it is ready.
+    pub fn daemon(&self) -> Daemon {
+        let daemon = self.start(&mut self.waltag("waltag", &["run"]));
+        daemon.wait_for("ready");
+        daemon
+    }
+
+    /// The daemon, without waiting.
+    pub fn start(&self, command: &mut Command) -> Daemon {
+        let log = tempfile::Builder::new().tempfile_in(self.directory.path()).unwrap().into_temp_path();
+        let file = fs::OpenOptions::new().append(true).open(&log).unwrap();
+        command.env("RUST_LOG", std::env::var("TEST_DAEMON_LOG").unwrap_or("info".into()));
+        let child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        Daemon { child, log: log.keep().unwrap() }
+    }
+
+    /// Runs `change` under a new daemon and returns what it made stale, in both databases of Redis, sorted.
+    pub async fn stale_after(&self, change: &str) -> Vec<String> {
+        let daemon = self.daemon();
+        let monitor = Monitor::start(self.redis.port);
+        let sql = self.sql().await;
+        for statement in change.split(";;") {
+            sql.batch_execute(statement).await.unwrap_or_else(|error| panic!("{statement}: {error:?}"));
+        }
+        self.settled(&sql).await;
+        let stale = monitor.unlinked();
+        drop(daemon);
+        stale
+    }
+
+    /// Waits until the daemon has confirmed everything up to now.
+    pub async fn settled(&self, sql: &Client) {
+        let now: String = sql.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
+        until(&format!("the slot confirms {now}"), || async {
+            let query =
+                format!("SELECT confirmed_flush_lsn >= '{now}' FROM pg_replication_slots WHERE slot_name = 'waltag'");
+            sql.query_one(&query, &[]).await.unwrap().get(0)
+        })
+        .await;
+    }
+}
+
+pub async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// Polls a fact until it holds.
+pub async fn until<F: Future<Output = bool>>(fact: &str, mut holds: impl FnMut() -> F) {
+    let deadline = Instant::now() + LIMIT;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "never: {fact}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Runs a command that must work; its stdout.
+pub fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?} failed:\n{}", said(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs a command that must end with this exit code; everything that it said.
+pub fn fail(command: &mut Command, code: i32) -> String {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = child.kill();
+    let output = child.wait_with_output().unwrap();
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(code), "{command:?} said:\n{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
+}
+
+/// A running daemon; killed when dropped.
+pub struct Daemon {
+    pub child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Waits until the log has `text`.
+    pub fn wait_for(&self, text: &str) {
+        self.wait_for_count(text, 1);
+    }
+
+    pub fn wait_for_count(&self, text: &str, count: usize) {
+        let deadline = Instant::now() + LIMIT;
+        while self.log().matches(text).count() < count {
+            assert!(Instant::now() < deadline, "the daemon never said `{text}` {count} times:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
+    /// kill -9.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM; the exit code.
+    pub fn stop(mut self) -> Option<i32> {
+        self.signal("TERM");
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log ---\n{}", self.log());
+        }
+    }
+}
+
+pub fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap();
+    assert!(status.success());
+}
+
+/// Redis's MONITOR: every command that it takes, from its start on.
+pub struct Monitor {
+    lines: Arc<Mutex<Vec<String>>>,
+    port: u16,
+}
+
+impl Monitor {
+    pub fn start(port: u16) -> Monitor {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(b"MONITOR\r\n").unwrap();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let mut reader = BufReader::new(stream);
+        let mut first = String::new();
+        reader.read_line(&mut first).unwrap();
+        assert_eq!(first, "+OK\r\n");
+        let sink = lines.clone();
+        std::thread::spawn(move || {
+            for line in reader.lines().map_while(Result::ok) {
+                sink.lock().unwrap().push(line);
+            }
+        });
+        Monitor { lines, port }
+    }
+
+    /// Everything up to now: a command of our own marks the end.
+    pub fn lines(&self) -> Vec<String> {
+        let mark = format!("mark-{:?}", Instant::now()).replace([' ', '"'], "");
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let command = format!("*2\r\n$4\r\nECHO\r\n${}\r\n{mark}\r\n", mark.len());
+        stream.write_all(command.as_bytes()).unwrap();
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let lines = self.lines.lock().unwrap().clone();
+            if lines.iter().any(|line| line.contains(&mark)) {
+                return lines;
+            }
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Distinct keys of UNLINK, as `database key`, sorted; bytes above ASCII as MONITOR escapes them.
+    pub fn unlinked(&self) -> Vec<String> {
+        let key = |line: String| {
+            let (head, tail) = line.split_once("\"UNLINK\" ")?;
+            let database = head.split('[').nth(1)?.split(' ').next()?;
+            Some(format!("{database} {}", tail.trim().trim_matches('"')))
+        };
+        self.lines().into_iter().filter_map(key).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}
+
+/// The root of the repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
