@@ -136,6 +136,11 @@ impl Daemon {
             return Ok(());
         }
         let list: Vec<String> = refused.iter().map(ToString::to_string).collect();
+        if self.ready {
+            // The other tables must not suffer; each change whose tags cannot be listed is told.
+            tracing::error!("a table changed under its rules:\n{}", list.join("\n\n"));
+            return Ok(());
+        }
         Err(Error::permanent(Exit::Rules, list.join("\n\n")))
     }
 

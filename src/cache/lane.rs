@@ -13,17 +13,18 @@ use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep_until};
 
 use super::Cache;
-use super::command::{self, commands};
-use super::connection::{self, Error};
+use super::connection::Error;
+use super::flight::{Outcome, claim, connect, flight};
 use super::marker::{Answer, Marker};
 use crate::backoff::Backoff;
 use crate::source::lsn::Lsn;
 use crate::tags::Tags;
 
-/// Tags of one pipeline: one round trip each, and a bound on what redis-rs buffers.
-const SLICE: usize = 1_000;
-/// The marker is written at least this often while the lane is up.
+/// The marker is written at least this often while the stream runs.
 const MARKER_INTERVAL: Duration = Duration::from_secs(1);
+/// A marker without tags is written at most this often: a busy database whose changes make nothing stale must not keep
+/// Redis busy.
+const MARKER_PAUSE: Duration = Duration::from_millis(10);
 
 /// Tags that wait, and the position before the oldest transaction among them.
 #[derive(Default)]
@@ -59,11 +60,12 @@ pub struct Lane {
     in_flight: Flight,
     done: Option<Lsn>,
     written: Option<Lsn>,
-    write_due: Instant,
+    /// When the marker was answered last.
+    marked_at: Instant,
     backoff: Backoff,
     attempted: bool,
-    /// The work is only the sleep until the next marker.
-    idle: bool,
+    /// The work is only the sleep until the next marker, this long.
+    asleep: Option<Instant>,
     /// No stream: the marker must not be kept alive against a daemon that has taken over the slot.
     paused: bool,
 }
@@ -74,19 +76,6 @@ struct Flight {
     floor: Option<Lsn>,
     size: usize,
     marker: Option<Lsn>,
-}
-
-enum Outcome {
-    Connected(Box<(MultiplexedConnection, Option<String>, Option<String>)>),
-    /// The claim was answered.
-    Claimed(Result<Value, Error>),
-    Landed {
-        batch: Batch,
-        marker: Option<Value>,
-        result: Result<(), Error>,
-    },
-    Failed(Error),
-    Rested,
 }
 
 /// What the daemon should know.
@@ -117,10 +106,10 @@ impl Lane {
             in_flight: Flight::default(),
             done: None,
             written: None,
-            write_due: Instant::now(),
+            marked_at: Instant::now(),
             backoff: Backoff::default(),
             attempted: false,
-            idle: false,
+            asleep: None,
             paused: false,
         }
     }
@@ -179,36 +168,42 @@ impl Lane {
             let Some(work) = &mut self.work else { return Poll::Pending };
             let Poll::Ready(outcome) = work.as_mut().poll(context) else { return Poll::Pending };
             self.work = None;
-            self.idle = false;
+            self.asleep = None;
             if let Some(event) = self.finish(outcome) {
                 return Poll::Ready(event);
             }
         }
     }
 
-    /// To be called when tags or positions were added: an idle lane sleeps until its marker is due.
+    /// To be called when tags or positions were added: a lane asleep until its marker is due is woken if that is sooner now.
     pub fn wake(&mut self) {
-        if self.idle && self.has_work() {
-            self.idle = false;
+        if self.asleep.is_some_and(|until| self.due() < until) {
+            self.asleep = None;
             self.work = None;
         }
     }
 
-    fn has_work(&self) -> bool {
-        !self.next.tags.is_empty() || self.done > self.written
+    /// When there is something to send: tags at once, a marker that moved soon, one that did not after a while.
+    fn due(&self) -> Instant {
+        match (self.next.tags.is_empty(), self.done > self.written, self.paused || self.done.is_none()) {
+            (false, _, _) => Instant::now(),
+            (true, true, _) => self.marked_at + MARKER_PAUSE,
+            (true, false, false) => self.marked_at + MARKER_INTERVAL,
+            (true, false, true) => Instant::now() + MARKER_INTERVAL,
+        }
     }
 
     /// The next thing to do on an open connection.
     fn start(&mut self) -> Pin<Box<dyn Future<Output = Outcome>>> {
         let Some(connection) = self.connection.clone() else { return Box::pin(pending()) };
-        let quiet = self.paused || self.done.is_none();
-        if !self.has_work() && (quiet || Instant::now() < self.write_due) {
-            self.idle = true;
-            return rest_until(if quiet { Instant::now() + MARKER_INTERVAL } else { self.write_due });
+        let due = self.due();
+        if Instant::now() < due {
+            self.asleep = Some(due);
+            return rest_until(due);
         }
         // The marker tells of the batches before this one, all of whose replies were good.
-        let due = self.done > self.written || Instant::now() >= self.write_due;
-        let marker = self.done.filter(|_| due);
+        let moved = self.done > self.written || Instant::now() >= self.marked_at + MARKER_INTERVAL;
+        let marker = self.done.filter(|_| moved);
         let write = marker.map(|done| self.marker.write(Some(done)));
         let batch = std::mem::replace(&mut self.next, std::mem::take(&mut self.spare));
         self.in_flight = Flight { floor: batch.floor, size: batch.tags.size().max(1), marker };
@@ -267,16 +262,13 @@ impl Lane {
     /// Takes the answer to a marker; a refusal is told, and the next write claims what stands there now.
     fn marked_by(&mut self, answer: &Value) -> Option<Event> {
         let wanted = self.in_flight.marker.take();
-        self.write_due = Instant::now() + MARKER_INTERVAL;
+        self.marked_at = Instant::now();
         match self.marker.answered(answer) {
             Answer::Written => {
                 self.written = self.written.max(wanted);
                 None
             }
-            Answer::Refused(reason) => {
-                self.write_due = Instant::now();
-                Some(Event::Refused(reason))
-            }
+            Answer::Refused(reason) => Some(Event::Refused(reason)),
         }
     }
 
@@ -298,61 +290,4 @@ fn rest_until(due: Instant) -> Pin<Box<dyn Future<Output = Outcome>>> {
         sleep_until(due).await;
         Outcome::Rested
     })
-}
-
-async fn connect(cache: Cache, load: redis::Cmd, read: redis::Cmd) -> Outcome {
-    let mut connection = match connection::open(&cache).await {
-        Ok(connection) => connection,
-        Err(error) => return Outcome::Failed(error),
-    };
-    let read: redis::RedisResult<(Option<String>, Option<String>)> = read.query_async(&mut connection).await;
-    match (read, load.exec_async(&mut connection).await) {
-        (Ok((owner, seq)), Ok(())) => Outcome::Connected(Box::new((connection, owner, seq))),
-        (Err(error), _) | (_, Err(error)) => Outcome::Failed(Error::new(&cache, &error)),
-    }
-}
-
-async fn claim(cache: Cache, mut connection: MultiplexedConnection, write: redis::Cmd) -> Outcome {
-    let answer: redis::RedisResult<Value> = write.query_async(&mut connection).await;
-    Outcome::Claimed(answer.map_err(|error| Error::new(&cache, &error)))
-}
-
-/// Sends a marker and a batch in slices, looking at every reply.
-async fn flight(
-    cache: Cache,
-    mut connection: MultiplexedConnection,
-    marker: Option<redis::Cmd>,
-    batch: Batch,
-) -> Outcome {
-    let mut head = marker;
-    let mut answer = None;
-    let mut tags = batch.tags.iter().peekable();
-    let mut result = Ok(());
-    while result.is_ok() && (head.is_some() || tags.peek().is_some()) {
-        let mut pipeline = redis::Pipeline::with_capacity(SLICE);
-        pipeline.ignore_errors();
-        let marked = head.take().is_some_and(|command| {
-            pipeline.add_command(command);
-            true
-        });
-        for tag in tags.by_ref().take(SLICE) {
-            for command in commands(&cache, tag, command::new_version()) {
-                pipeline.add_command(command.pack());
-            }
-        }
-        match pipeline.query_async::<Vec<Value>>(&mut connection).await {
-            Err(error) => result = Err(Error::new(&cache, &error)),
-            Ok(replies) => {
-                for (index, reply) in replies.into_iter().enumerate() {
-                    match reply {
-                        Value::ServerError(error) => result = Err(Error::reply(&cache, error)),
-                        reply if marked && index == 0 => answer = Some(reply),
-                        _ => {}
-                    }
-                }
-            }
-        }
-    }
-    drop(tags);
-    Outcome::Landed { batch, marker: answer, result }
 }

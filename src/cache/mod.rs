@@ -1,11 +1,12 @@
 //! Where tags go: a named Redis, read by one client library.
 //!
 //! [`Cache`] (settings) -> [`dialect`] (keys and operation) -> [`command`] (what is sent) -> [`lane`] (connection, batch
-//! in flight, marker).
+//! in flight, [`marker`]).
 
 pub mod command;
 pub mod connection;
 pub mod dialect;
+mod flight;
 pub mod lane;
 pub mod marker;
 mod options;

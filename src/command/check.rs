@@ -1,6 +1,6 @@
 //! `waltag check`: are the rules right?
 
-use super::{load, session};
+use super::{load, session, show};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::{Environment, Settings};
@@ -11,7 +11,7 @@ use crate::source::replication::error::Error;
 pub async fn check(settings: &Settings, environment: &Environment, live: bool) -> Result<(), Failure> {
     let rules = load(settings, environment)?;
     for warning in &rules.warnings {
-        println!("{warning}\n");
+        show(format_args!("{warning}\n"));
     }
     let mut told = rules.warnings.len();
     if live {
@@ -20,14 +20,14 @@ pub async fn check(settings: &Settings, environment: &Environment, live: bool) -
         let catalog = read.map_err(|error| Error::session("reading the catalog", &endpoint.to_string(), &error))?;
         let (refused, warnings) = verify::tables(&rules, &catalog, &settings.names.publication);
         for warning in &warnings {
-            println!("{warning}\n");
+            show(format_args!("{warning}\n"));
         }
         told += warnings.len();
         if !catalog.publication {
-            println!(
+            show(format_args!(
                 "the publication \"{}\" does not exist yet: `waltag setup` prints the SQL\n",
                 settings.names.publication
-            );
+            ));
         }
         if !refused.is_empty() {
             let list: Vec<String> = refused.iter().map(ToString::to_string).collect();
@@ -38,12 +38,12 @@ pub async fn check(settings: &Settings, environment: &Environment, live: bool) -
         1 => format!("1 {word}"),
         _ => format!("{number} {word}s"),
     };
-    println!(
+    show(format_args!(
         "{}, {}, {}, {}",
         count(rules.rules.len(), "rule"),
         count(rules.tables().len(), "table"),
         count(rules.caches.len(), "cache"),
         count(told, "warning")
-    );
+    ));
     Ok(())
 }

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 use tokio_postgres::types::Type;
 
-use super::load;
+use super::{load, show};
 use crate::cache::command::{commands, new_version};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -41,10 +41,10 @@ pub fn explain(
         let hint = nearest(&table.to_string(), &names).map_or(String::new(), |near| format!("; did you mean {near}?"));
         return Err(usage(format!("no rule names the table {table}{hint}")));
     }
-    show(&rules, &table, event, old.as_ref(), new.as_ref())
+    tell(&rules, &table, event, old.as_ref(), new.as_ref())
 }
 
-fn show(
+fn tell(
     rules: &Rules,
     table: &TableName,
     event: Event,
@@ -62,24 +62,24 @@ fn show(
     let change = Change { event, old: old.as_deref(), new: new.as_deref() };
     for rule in rules.of_table(table) {
         let templates: Vec<&str> = rule.tags.iter().map(|tag| tag.template.text.as_str()).collect();
-        println!("{}  {}  {}", rule.place, rule.table, templates.join("  "));
+        show(format_args!("{}  {}  {}", rule.place, rule.table, templates.join("  ")));
     }
     let mut tags: Vec<Tags> = rules.caches.iter().map(|_| Tags::default()).collect();
     let mut unlisted = Vec::new();
     plan.render(change, &mut tags, |entry| unlisted.push(format!("`{}`: {}", entry.template, entry.reason)));
     for (cache, tags) in rules.caches.iter().zip(&tags).filter(|(_, tags)| !tags.is_empty()) {
-        println!("\n{} ({}, {})", cache.name, cache.dialect.name, cache.address());
+        show(format_args!("\n{} ({}, {})", cache.name, cache.dialect.name, cache.address()));
         for tag in tags.iter() {
-            println!("  {}", String::from_utf8_lossy(tag));
+            show(format_args!("  {}", String::from_utf8_lossy(tag)));
             for command in commands(cache, tag, new_version()) {
-                println!("    {command}");
+                show(format_args!("    {command}"));
             }
         }
     }
     if tags.iter().all(Tags::is_empty) {
-        println!("\nno tag goes stale");
+        show(format_args!("\nno tag goes stale"));
     }
-    unlisted.iter().for_each(|sentence| println!("\ncannot be listed: {sentence}"));
+    unlisted.iter().for_each(|sentence| show(format_args!("\ncannot be listed: {sentence}")));
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use redis::Value;
 
-use super::load;
+use super::{load, show};
 use crate::cache::command::{commands, new_version};
 use crate::cache::connection::{self, Error};
 use crate::exit::Exit;
@@ -45,11 +45,11 @@ pub async fn invalidate(
                 return Err(Error::reply(cache, error).into());
             }
         }
-        println!(
+        show(format_args!(
             "{}: {} made stale",
             cache.name,
             if tags.len() == 1 { "1 tag".into() } else { format!("{} tags", tags.len()) }
-        );
+        ));
     }
     Ok(())
 }

@@ -6,6 +6,9 @@ pub mod invalidate;
 pub mod run;
 pub mod setup;
 
+use std::fmt::Display;
+use std::io::Write;
+
 use crate::failure::Failure;
 use crate::rules::Rules;
 use crate::settings::{Environment, Settings, with_surroundings};
@@ -28,4 +31,9 @@ async fn session(settings: &Settings) -> Result<(Session, Endpoint), Failure> {
         }
     }
     Err(failure.into())
+}
+
+/// A line of the result. A reader that hangs up (`| head`) is no error.
+pub(crate) fn show(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

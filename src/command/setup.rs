@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{load, session};
+use super::{load, session, show};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::rules::Rules;
@@ -30,19 +30,19 @@ pub async fn setup(
     let place = endpoint.to_string();
     let statements = plan(&session, settings, &rules, remove, role, &place).await?;
     if statements.is_empty() {
-        println!("-- Nothing to do: the database has what the rules need.");
+        show(format_args!("-- Nothing to do: the database has what the rules need."));
         return Ok(());
     }
     for statement in &statements {
-        println!("{}\n", statement.sql);
+        show(format_args!("{}\n", statement.sql));
         if apply {
             execute(&session, settings.lock_timeout, statement, &place).await?;
         }
     }
     if apply {
-        println!("-- Applied: {} statements on {} at {place}.", statements.len(), settings.dsn.database());
+        show(format_args!("-- Applied: {} statements on {} at {place}.", statements.len(), settings.dsn.database()));
     } else {
-        println!("-- Nothing was changed; `--apply` runs these statements one at a time.");
+        show(format_args!("-- Nothing was changed; `--apply` runs these statements one at a time."));
     }
     Ok(())
 }

@@ -150,12 +150,21 @@ impl Postgres {
         complete(as_postgres(&self.bin.join("pg_ctl")).args(["reload", "-D"]).arg(self.data()))
     }
 
-    /// Runs a program as the owner of the cluster.
-    pub fn run_as_owner(&self, command: &mut Command) -> Result<(), Error> {
-        if let Some((user, group)) = drop_to() {
-            command.uid(user).gid(group);
-        }
-        complete(command.current_dir("/"))
+    /// A streaming standby of `primary`.
+    pub fn standby_of(primary: &Postgres) -> Result<Postgres, Error> {
+        let mut server =
+            Postgres { port: free_port()?, bin: primary.bin.clone(), directory: private_directory()?, child: None };
+        let mut copy = as_postgres(&server.bin.join("pg_basebackup"));
+        copy.args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-U", "postgres", "-h", "127.0.0.1", "-p"]);
+        complete(copy.arg(primary.port.to_string()).arg("-D").arg(server.data()))?;
+        server.configure("hot_standby = on")?;
+        server.launch()?;
+        Ok(server)
+    }
+
+    /// A program that runs as the owner of the cluster.
+    pub fn as_owner(&self, program: &Path) -> Command {
+        as_postgres(program)
     }
 
     /// The data directory.
@@ -254,7 +263,7 @@ impl Drop for Redis {
 }
 
 /// The directory of PostgreSQL's programs: `POSTGRES_BIN`, PATH, Debian's newest.
-fn postgres_programs() -> Result<PathBuf, Error> {
+pub fn postgres_programs() -> Result<PathBuf, Error> {
     if let Some(directory) = std::env::var_os("POSTGRES_BIN") {
         return Ok(directory.into());
     }
@@ -302,7 +311,8 @@ fn give_to_postgres(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn private_directory() -> Result<TempDir, Error> {
+/// A temporary directory that the servers' user owns.
+pub fn private_directory() -> Result<TempDir, Error> {
     let directory = tempfile::Builder::new().prefix("waltag-").tempdir();
     let directory = directory.map_err(|error| Error::Io("temporary directory".into(), error))?;
     give_to_postgres(directory.path())?;
@@ -310,7 +320,7 @@ fn private_directory() -> Result<TempDir, Error> {
 }
 
 /// A port that nobody listens on now.
-fn free_port() -> Result<u16, Error> {
+pub fn free_port() -> Result<u16, Error> {
     let socket = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
     Ok(socket.map_err(|error| Error::Io("free port".into(), error))?.port())
 }

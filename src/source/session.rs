@@ -37,6 +37,9 @@ pub enum Error {
     /// The server answered with an error.
     #[error("{0}")]
     Server(Box<ServerError>),
+    /// The server asks for a password, and there is none.
+    #[error("the server asks for a password and none was given")]
+    NoPassword,
     /// The server cannot be reached, or the connection broke.
     #[error("{0}")]
     Away(String),
@@ -46,6 +49,8 @@ impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Error {
         match error.as_db_error() {
             Some(server) => Error::Server(Box::new(ServerError::from_sql(server))),
+            // The only word that tokio-postgres has for it.
+            None if deepest(&error) == "password missing" => Error::NoPassword,
             None => Error::Away(deepest(&error)),
         }
     }

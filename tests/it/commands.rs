@@ -1,1 +1,160 @@
+//! The one-shot commands.
 
+use crate::support::{Monitor, RULES, World, fail, root, succeed};
+
+#[tokio::test]
+async fn setup_prints_applies_repeats_and_removes() {
+    let world = World::new().await;
+    world.rules(RULES);
+    let sql = world.sql().await;
+    let state = async || {
+        let query = "SELECT (SELECT relreplident::text FROM pg_class WHERE oid = 'shop.second_model'::regclass)
+            || (SELECT relreplident::text FROM pg_class WHERE oid = 'first_model'::regclass)
+            || (SELECT count(*) FROM pg_publication) || (SELECT count(*) FROM pg_roles WHERE rolname = 'waltag' AND rolreplication)";
+        sql.query_one(query, &[]).await.unwrap().get::<_, String>(0)
+    };
+    let printed = succeed(&mut world.waltag("postgres", &["setup"]));
+    for words in
+        ["CREATE ROLE \"waltag\" LOGIN REPLICATION", "\"second_model\" REPLICA IDENTITY FULL", "Nothing was changed"]
+    {
+        assert!(printed.contains(words), "{printed}");
+    }
+    // `<id>` alone is the primary key: first_model needs no FULL.
+    assert!(!printed.contains("\"first_model\" REPLICA"), "{printed}");
+    assert_eq!(state().await, "dd00");
+    succeed(&mut world.waltag("postgres", &["setup", "--apply"]));
+    assert_eq!(state().await, "fd11");
+    for arguments in [&["setup"][..], &["setup", "--apply"]] {
+        assert!(succeed(&mut world.waltag("postgres", arguments)).contains("Nothing to do"));
+    }
+    assert!(succeed(&mut world.waltag("postgres", &["check", "--live"])).contains("0 warnings"));
+    world.daemon().stop();
+    succeed(&mut world.waltag("postgres", &["setup", "--remove", "--apply"]));
+    assert_eq!(state().await, "dd00");
+    let slots = sql.query_one("SELECT count(*) FROM pg_replication_slots", &[]).await.unwrap();
+    assert_eq!(slots.get::<_, i64>(0), 0);
+    assert!(succeed(&mut world.waltag("postgres", &["setup", "--remove"])).contains("Nothing to do"));
+}
+
+#[tokio::test]
+async fn setup_follows_the_rules() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let rules = RULES.replace("table: first_model", "table: unrelated");
+    world.rules(&rules);
+    let warned = succeed(&mut world.waltag("postgres", &["check", "--live"]));
+    assert!(warned.contains("warning[uncovered]") && warned.contains("ADD TABLE \"public\".\"unrelated\""), "{warned}");
+    let applied = succeed(&mut world.waltag("postgres", &["setup", "--apply"]));
+    assert!(applied.contains("DROP TABLE \"public\".\"first_model\""), "{applied}");
+    let sql = world.sql().await;
+    let tables: String = sql
+        .query_one("SELECT string_agg(tablename, ',' ORDER BY tablename) FROM pg_publication_tables", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(tables, "second_model,unrelated");
+}
+
+/// Each refusal prevents a failing UPDATE of the application.
+#[tokio::test]
+async fn setup_refuses_what_would_make_writes_fail() {
+    let schema = "CREATE TABLE part (id int, c int) PARTITION BY RANGE (id);
+        CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (10);
+        CREATE TABLE listed (id int PRIMARY KEY, c int);
+        CREATE PUBLICATION other FOR TABLE listed (id)";
+    let world = World::with("", schema).await;
+    let rules = |table: &str| {
+        world.rules(&format!(
+            r#"{{version: 1, caches: {{c: {{url: "{{redis}}/0", dialect: keys}}}}, rules: [{{table: {table}, tags: ["c:<c>"]}}]}}"#
+        ));
+        fail(&mut world.waltag("postgres", &["setup", "--apply"]), 65)
+    };
+    assert!(rules("part").contains("no primary key"));
+    assert!(rules("listed").contains("column list"));
+    let sql = world.sql().await;
+    // What would have happened: the next partition has no identity, and its first UPDATE fails.
+    let harm = "ALTER TABLE part_1 REPLICA IDENTITY FULL; CREATE PUBLICATION p FOR TABLE part;
+        CREATE TABLE part_2 PARTITION OF part FOR VALUES FROM (10) TO (20); INSERT INTO part VALUES (11, 1);
+        UPDATE part SET c = 2 WHERE id = 11";
+    assert!(sql.batch_execute(harm).await.unwrap_err().as_db_error().unwrap().message().contains("replica identity"));
+    let harm = "ALTER TABLE listed REPLICA IDENTITY FULL; INSERT INTO listed VALUES (1, 1); UPDATE listed SET c = 2";
+    assert!(sql.batch_execute(harm).await.is_err());
+}
+
+#[tokio::test]
+async fn run_setup_needs_nothing_before() {
+    let world = World::new().await;
+    world.rules(RULES);
+    let daemon = world.start(&mut world.waltag("postgres", &["run", "--setup"]));
+    daemon.wait_for("ready");
+    let monitor = Monitor::start(world.redis.port);
+    let sql = world.sql().await;
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(monitor.unlinked(), ["1 FirstModel.pk:1"]);
+}
+
+#[tokio::test]
+async fn invalidate_takes_the_daemons_path() {
+    let world = World::new().await;
+    world.rules(RULES);
+    let monitor = Monitor::start(world.redis.port);
+    assert_eq!(succeed(&mut world.waltag("postgres", &["invalidate", "a:1", "b"])), "default: 2 tags made stale\n");
+    succeed(&mut world.waltag("postgres", &["invalidate", "--cache", "my_cache_alias", "c d"]));
+    assert_eq!(monitor.unlinked(), ["0 a:1", "0 b", "1 c d"]);
+    let said = fail(&mut world.waltag("postgres", &["invalidate", "--cache", "my_cache_alais", "x"]), 64);
+    assert!(said.contains("did you mean my_cache_alias?"), "{said}");
+}
+
+#[test]
+fn explain_shows_rules_tags_and_commands() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("r.yaml");
+    let text = r#"version: 1
+caches:
+  default: { url: "redis://:MARKER@10.0.0.1:6379/3", dialect: cache-dependencies, key_prefix: [shop, old], version: 2, releases: ["0.7.7.48", "0.7.3"] }
+  set: { url: "redis://h", dialect: cache-tagging, mode: set }
+rules:
+  - table: shop.second_model
+    tags: ["CategoryModel.pk:<category_id>", { tag: "on:<live>", caches: [set] }]
+"#;
+    std::fs::write(&path, text).unwrap();
+    let explain = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_waltag"));
+        command.env_clear().arg("explain").args(arguments).arg("--rules").arg(&path);
+        command
+    };
+    let new = r#"{"category_id": 15, "live": true}"#;
+    let said = succeed(&mut explain(&["shop.second_model", "--new", new]));
+    let hash = "82f87684924ecd4a815ee924449c3fa1";
+    for command in [
+        format!("UNLINK shop:2:tag_07743_{hash}"),
+        format!("UNLINK shop:2:tag_073_{hash}"),
+        format!("UNLINK old:2:tag_073_{hash}"),
+        "10.0.0.1:6379/3".into(),
+        "on:True".into(),
+        "XX EX 86400".into(),
+    ] {
+        assert!(said.contains(&command), "{command}:\n{said}");
+    }
+    assert!(!said.contains("MARKER"));
+    let moved =
+        succeed(&mut explain(&["shop.second_model", "--old", r#"{"category_id": 1, "live": null}"#, "--new", new]));
+    assert!(
+        moved.contains("CategoryModel.pk:1\n") && moved.contains("CategoryModel.pk:15\n") && moved.contains("on:None"),
+        "{moved}"
+    );
+    assert!(fail(&mut explain(&["shop.secnd_model", "--new", "{}"]), 64).contains("did you mean shop.second_model?"));
+    assert!(fail(&mut explain(&["shop.second_model", "--new", "{}"]), 64).contains("needs the column `category_id`"));
+    assert!(fail(&mut explain(&["shop.second_model", "--new", "[1]"]), 64).contains("an object"));
+    assert!(fail(&mut explain(&["shop.second_model"]), 64).contains("--new"));
+}
+
+/// The seed's own example, as its README has it.
+#[test]
+fn the_example_file_loads() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_waltag"));
+    command.env_clear().args(["check", "--rules"]).arg(root().join("rules.example.yaml"));
+    let said = succeed(&mut command);
+    assert!(said.contains("0 warnings"), "{said}");
+}

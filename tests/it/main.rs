@@ -1,12 +1,13 @@
 //! Tests against real servers: each starts its own PostgreSQL and Redis. They wait for facts, not for time.
 
+#![allow(clippy::unwrap_used)]
+
 mod bad_input;
 mod changes;
 mod clients;
 mod commands;
 mod crash;
 mod demo;
-mod example;
 mod server_settings;
 mod shutdown;
 mod support;

@@ -16,7 +16,7 @@ async fn shop() -> World {
 }
 
 /// Stops and starts PostgreSQL; afterwards the daemon goes on.
-async fn restart(world: &mut World) {
+fn restart(world: &mut World) {
     let took = world.postgres.stop("fast", Duration::from_secs(30)).unwrap();
     println!("pg_ctl stop -m fast: {took:?}");
     assert!(took < STOP_LIMIT, "{took:?}");
@@ -49,7 +49,7 @@ async fn fast_stop_under_write_load() {
         }));
     }
     until("some hundred commits", || async { last.load(Ordering::Relaxed) > 500 }).await;
-    restart(&mut world).await;
+    restart(&mut world);
     stop.store(true, Ordering::Relaxed);
     let mut committed = Vec::new();
     for writer in writers {
@@ -72,7 +72,7 @@ async fn fast_stop_while_redis_is_stopped() {
     signal(world.redis.pid().unwrap(), "STOP");
     sql.batch_execute("UPDATE first_model SET name = 'x'").await.unwrap();
     drop(sql);
-    restart(&mut world).await;
+    restart(&mut world);
     signal(world.redis.pid().unwrap(), "CONT");
     daemon.wait_for_count("streaming", 2);
     world.settled(&world.sql().await).await;
@@ -103,7 +103,7 @@ async fn fast_stop_while_a_commit_waits_for_the_fence() {
     assert!(monitor.unlinked().is_empty());
     world.postgres.configure("").unwrap();
     drop(sql);
-    restart(&mut world).await;
+    restart(&mut world);
     let _ = waiting.await.unwrap();
     daemon.wait_for_count("streaming", 2);
     world.settled(&world.sql().await).await;

@@ -1,16 +1,14 @@
 //! A world of its own for each test: PostgreSQL, Redis, rules, the daemon.
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use tokio_postgres::{Client, NoTls};
+pub use waltag::demo::monitor::Monitor;
 use waltag::demo::servers::{Postgres, Redis};
 
 /// Nothing here takes longer unless it hangs.
@@ -48,20 +46,22 @@ pub struct World {
     pub database: String,
 }
 
-/// One data directory is made per run of the tests; each world starts from a copy.
-fn template() -> PathBuf {
+/// One data directory is made for each PostgreSQL and kept: each world starts from a copy of it.
+fn template() -> &'static Path {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
-    TEMPLATE
-        .get_or_init(|| {
-            let directory = tempfile::Builder::new().prefix("waltag-template-").tempdir().unwrap().keep();
-            if std::env::var_os("USER").is_none_or(|user| user == "root") {
-                let _ = Command::new("chown").arg("postgres").arg(&directory).status();
-            }
-            let data = directory.join("data");
-            Postgres::initialize(&data).unwrap();
-            data
-        })
-        .clone()
+    TEMPLATE.get_or_init(|| {
+        let programs = waltag::demo::servers::postgres_programs().unwrap();
+        let name = programs.display().to_string().replace('/', "-");
+        let kept = std::env::temp_dir().join(format!("waltag-tests{name}"));
+        if !kept.exists() {
+            let made = waltag::demo::servers::private_directory().unwrap().keep();
+            Postgres::initialize(&made.join("data")).unwrap();
+            // Whoever comes second uses the first one's.
+            let _ = fs::rename(&made, &kept);
+            let _ = fs::remove_dir_all(&made);
+        }
+        kept.join("data")
+    })
 }
 
 impl World {
@@ -71,7 +71,7 @@ impl World {
     }
 
     pub async fn with(settings: &str, schema: &str) -> World {
-        let postgres = Postgres::start_from(Some(&template()), settings).unwrap();
+        let postgres = Postgres::start_from(Some(template()), settings).unwrap();
         let redis = Redis::start(&["--notify-keyspace-events", "KEA"]).unwrap();
         let world = World { postgres, redis, directory: tempfile::tempdir().unwrap(), database: "shop".into() };
         world.sql_as("postgres", "postgres").await.batch_execute("CREATE DATABASE shop").await.unwrap();
@@ -253,58 +253,6 @@ impl Drop for Daemon {
 pub fn signal(pid: u32, name: &str) {
     let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap();
     assert!(status.success());
-}
-
-/// Redis's MONITOR: every command that it takes, from its start on.
-pub struct Monitor {
-    lines: Arc<Mutex<Vec<String>>>,
-    port: u16,
-}
-
-impl Monitor {
-    pub fn start(port: u16) -> Monitor {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        stream.write_all(b"MONITOR\r\n").unwrap();
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let mut reader = BufReader::new(stream);
-        let mut first = String::new();
-        reader.read_line(&mut first).unwrap();
-        assert_eq!(first, "+OK\r\n");
-        let sink = lines.clone();
-        std::thread::spawn(move || {
-            for line in reader.lines().map_while(Result::ok) {
-                sink.lock().unwrap().push(line);
-            }
-        });
-        Monitor { lines, port }
-    }
-
-    /// Everything up to now: a command of our own marks the end.
-    pub fn lines(&self) -> Vec<String> {
-        let mark = format!("mark-{:?}", Instant::now()).replace([' ', '"'], "");
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        let command = format!("*2\r\n$4\r\nECHO\r\n${}\r\n{mark}\r\n", mark.len());
-        stream.write_all(command.as_bytes()).unwrap();
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            let lines = self.lines.lock().unwrap().clone();
-            if lines.iter().any(|line| line.contains(&mark)) {
-                return lines;
-            }
-            assert!(Instant::now() < deadline);
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-
-    /// Distinct keys of UNLINK, as `database key`, sorted; bytes above ASCII as MONITOR escapes them.
-    pub fn unlinked(&self) -> Vec<String> {
-        let key = |line: String| {
-            let (head, tail) = line.split_once("\"UNLINK\" ")?;
-            let database = head.split('[').nth(1)?.split(' ').next()?;
-            Some(format!("{database} {}", tail.trim().trim_matches('"')))
-        };
-        self.lines().into_iter().filter_map(key).collect::<BTreeSet<_>>().into_iter().collect()
-    }
 }
 
 /// The root of the repository.

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use redis::Value;
 use tokio_postgres::Client;
 
-use crate::support::{Monitor, RULES, World, until};
+use crate::support::{Monitor, RULES, World, succeed, until};
 
 const MISSING_STANDBY: &str = "synchronous_standby_names = 'nobody'";
 
@@ -150,9 +150,8 @@ async fn transaction_numbers_wrap_around() {
     world.postgres.stop("fast", Duration::from_secs(20)).unwrap();
     let data = world.postgres.data();
     let next = 4_294_967_280_u32;
-    let mut reset = Command::new(world.postgres.program("pg_resetwal"));
-    reset.args(["-e", "0", "-x", &next.to_string(), "-u", "4294960000", "-D"]).arg(&data);
-    world.postgres.run_as_owner(&mut reset).unwrap();
+    let mut reset = world.postgres.as_owner(&world.postgres.program("pg_resetwal"));
+    succeed(reset.args(["-e", "0", "-x", &next.to_string(), "-u", "4294960000", "-D"]).arg(&data));
     let log = data.join("pg_xact/0FFF");
     std::fs::write(&log, vec![0; 256 << 10]).unwrap();
     let mut own = Command::new("chown");

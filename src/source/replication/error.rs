@@ -71,6 +71,10 @@ impl Error {
     pub fn session(doing: &str, place: &str, error: &session::Error) -> Error {
         match error {
             session::Error::Server(error) => Error::server(doing, place, error),
+            session::Error::NoPassword => Error::permanent(
+                Exit::Config,
+                format!("{doing} at {place}: {error}; put it into WALTAG_DATABASE_URL, PGPASSWORD or ~/.pgpass"),
+            ),
             session::Error::Away(sentence) => Error::away(format!("{doing} at {place}: {sentence}")),
         }
     }

@@ -1,0 +1,85 @@
+//! What is done on a connection: open it and read the marker, claim it, send a batch in slices.
+
+use redis::Value;
+use redis::aio::MultiplexedConnection;
+
+use super::Cache;
+use super::command::{self, commands};
+use super::connection::{self, Error};
+use super::lane::Batch;
+
+/// Tags of one pipeline: one round trip each, and a bound on what redis-rs buffers.
+const SLICE: usize = 1_000;
+
+/// How a piece of a lane's work ended.
+pub(super) enum Outcome {
+    /// A connection, and who wrote the marker last.
+    Connected(Box<(MultiplexedConnection, Option<String>, Option<String>)>),
+    /// The claim was answered.
+    Claimed(Result<Value, Error>),
+    /// The batch that was sent, the answer to its marker.
+    Landed { batch: Batch, marker: Option<Value>, result: Result<(), Error> },
+    /// No connection.
+    Failed(Error),
+    /// A wait is over.
+    Rested,
+}
+
+/// Opens a connection and reads the marker: before anything is written.
+pub(super) async fn connect(cache: Cache, load: redis::Cmd, read: redis::Cmd) -> Outcome {
+    let mut connection = match connection::open(&cache).await {
+        Ok(connection) => connection,
+        Err(error) => return Outcome::Failed(error),
+    };
+    let read: redis::RedisResult<(Option<String>, Option<String>)> = read.query_async(&mut connection).await;
+    match (read, load.exec_async(&mut connection).await) {
+        (Ok((owner, seq)), Ok(())) => Outcome::Connected(Box::new((connection, owner, seq))),
+        (Err(error), _) | (_, Err(error)) => Outcome::Failed(Error::new(&cache, &error)),
+    }
+}
+
+/// Writes the marker alone.
+pub(super) async fn claim(cache: Cache, mut connection: MultiplexedConnection, write: redis::Cmd) -> Outcome {
+    let answer: redis::RedisResult<Value> = write.query_async(&mut connection).await;
+    Outcome::Claimed(answer.map_err(|error| Error::new(&cache, &error)))
+}
+
+/// Sends a marker and a batch in slices, looking at every reply.
+pub(super) async fn flight(
+    cache: Cache,
+    mut connection: MultiplexedConnection,
+    marker: Option<redis::Cmd>,
+    batch: Batch,
+) -> Outcome {
+    let mut head = marker;
+    let mut answer = None;
+    let mut tags = batch.tags.iter().peekable();
+    let mut result = Ok(());
+    while result.is_ok() && (head.is_some() || tags.peek().is_some()) {
+        let mut pipeline = redis::Pipeline::with_capacity(SLICE);
+        pipeline.ignore_errors();
+        let marked = head.take().is_some_and(|command| {
+            pipeline.add_command(command);
+            true
+        });
+        for tag in tags.by_ref().take(SLICE) {
+            for command in commands(&cache, tag, command::new_version()) {
+                pipeline.add_command(command.pack());
+            }
+        }
+        match pipeline.query_async::<Vec<Value>>(&mut connection).await {
+            Err(error) => result = Err(Error::new(&cache, &error)),
+            Ok(replies) => {
+                for (index, reply) in replies.into_iter().enumerate() {
+                    match reply {
+                        Value::ServerError(error) => result = Err(Error::reply(&cache, error)),
+                        reply if marked && index == 0 => answer = Some(reply),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+    drop(tags);
+    Outcome::Landed { batch, marker: answer, result }
+}
