@@ -183,3 +183,6 @@ impl Flow {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -322,3 +322,18 @@ async fn a_transaction_larger_than_the_memory_budget_passes() {
     println!("{}", status.lines().find(|line| line.starts_with("VmHWM")).unwrap());
     assert_eq!(daemon.stop(), Some(0));
 }
+
+/// The key tuple carries NULL for the columns outside the identity; in Python's style that would be a tag `None`.
+#[tokio::test]
+async fn an_identity_lost_while_running_is_told_and_renders_no_null() {
+    let world = shop().await;
+    let daemon = world.daemon();
+    let monitor = Monitor::start(world.redis.port);
+    let sql = world.sql().await;
+    sql.batch_execute("ALTER TABLE shop.second_model REPLICA IDENTITY DEFAULT; DELETE FROM shop.second_model WHERE id = 1")
+        .await
+        .unwrap();
+    world.settled(&sql).await;
+    assert_eq!(monitor.unlinked(), ["0 SecondModel", "0 SecondModel.pk:1"]);
+    daemon.wait_for("the replica identity does not send the old value");
+}

@@ -57,6 +57,31 @@ async fn redis_away_and_back() {
     assert_eq!(monitor.unlinked(), ["1 FirstModel.pk:1", "1 FirstModel.pk:2"]);
 }
 
+/// Redis refuses the commands of a batch: its tags are kept, nothing is confirmed, and they go when it takes them.
+#[tokio::test]
+async fn a_refused_batch_is_sent_again() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let sql = world.sql().await;
+    let daemon = world.daemon();
+    world.settled(&sql).await;
+    let mut cache = world.cache(1).await;
+    let _: () = redis::cmd("SET").arg("FirstModel.pk:1").arg("cached").query_async(&mut cache).await.unwrap();
+    let acl = async |rule: &str| {
+        let mut cache = cache.clone();
+        redis::cmd("ACL").arg("SETUSER").arg("default").arg(rule).exec_async(&mut cache).await.unwrap();
+    };
+    acl("-unlink").await;
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    daemon.wait_for_count("its tags are kept and sent again", 2);
+    assert!(daemon.log().contains("+unlink"), "the missing permission is named:\n{}", daemon.log());
+    let query = "SELECT confirmed_flush_lsn < pg_current_wal_flush_lsn() FROM pg_replication_slots";
+    assert!(sql.query_one(query, &[]).await.unwrap().get::<_, bool>(0));
+    acl("+unlink").await;
+    world.settled(&sql).await;
+    assert!(!redis::cmd("EXISTS").arg("FirstModel.pk:1").query_async::<bool>(&mut cache.clone()).await.unwrap());
+}
+
 #[tokio::test]
 async fn tags_of_an_outage_are_sent_when_redis_answers_again() {
     let world = World::new().await;

@@ -71,6 +71,8 @@ async fn fast_stop_while_redis_is_stopped() {
     let monitor = Monitor::start(world.redis.port);
     signal(world.redis.pid().unwrap(), "STOP");
     sql.batch_execute("UPDATE first_model SET name = 'x'").await.unwrap();
+    // Past the fence and on its way to Redis: from here on nothing but the end of the session tells of the shutdown.
+    daemon.wait_for("visible");
     drop(sql);
     restart(&mut world);
     signal(world.redis.pid().unwrap(), "CONT");

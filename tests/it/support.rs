@@ -127,7 +127,7 @@ impl World {
     pub fn start(&self, command: &mut Command) -> Daemon {
         let log = tempfile::Builder::new().tempfile_in(self.directory.path()).unwrap().into_temp_path();
         let file = fs::OpenOptions::new().append(true).open(&log).unwrap();
-        command.env("RUST_LOG", std::env::var("TEST_DAEMON_LOG").unwrap_or("info".into()));
+        command.env("RUST_LOG", std::env::var("TEST_DAEMON_LOG").unwrap_or("waltag=debug".into()));
         let child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
         Daemon { child, log: log.keep().unwrap() }
     }
