@@ -330,9 +330,11 @@ async fn an_identity_lost_while_running_is_told_and_renders_no_null() {
     let daemon = world.daemon();
     let monitor = Monitor::start(world.redis.port);
     let sql = world.sql().await;
-    sql.batch_execute("ALTER TABLE shop.second_model REPLICA IDENTITY DEFAULT; DELETE FROM shop.second_model WHERE id = 1")
-        .await
-        .unwrap();
+    sql.batch_execute(
+        "ALTER TABLE shop.second_model REPLICA IDENTITY DEFAULT; DELETE FROM shop.second_model WHERE id = 1",
+    )
+    .await
+    .unwrap();
     world.settled(&sql).await;
     assert_eq!(monitor.unlinked(), ["0 SecondModel", "0 SecondModel.pk:1"]);
     daemon.wait_for("the replica identity does not send the old value");
