@@ -1,0 +1,79 @@
+//! Figures, not tests: `scripts/bench` prints them. Each is a ratio against what bounds it, taken in the same run.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::{RULES, World, until};
+
+const ROWS: u32 = 500_000;
+
+/// `pg_recvlogical` into nothing, and waltag into Redis, over the same WAL.
+#[tokio::test]
+#[ignore = "a measurement: scripts/bench"]
+async fn throughput() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let sql = world.sql().await;
+    world.daemon().stop();
+    sql.batch_execute("SELECT pg_create_logical_replication_slot('bound', 'pgoutput')").await.unwrap();
+    for (load, statement) in [
+        ("one transaction of 500,000 rows", format!("INSERT INTO shop.second_model (id, category_id, type_id) SELECT i, i % 1000, 1 FROM generate_series(1, {ROWS}) i")),
+        ("50,000 transactions of one row", "DO $$ BEGIN FOR i IN 1..50000 LOOP UPDATE shop.second_model SET name = 'x' WHERE id = i; COMMIT; END LOOP; END $$".to_owned()),
+    ] {
+        sql.batch_execute(&statement).await.unwrap();
+        let end: String = sql.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
+        let begin = Instant::now();
+        let mut bound = Command::new(world.postgres.program("pg_recvlogical"));
+        bound.args(["-h", "127.0.0.1", "-U", "postgres", "-d", "shop", "--slot", "bound", "--start", "-f", "/dev/null", "--endpos", &end]);
+        bound.args(["-p", &world.postgres.port.to_string(), "-o", "proto_version=1", "-o", "publication_names=waltag"]);
+        assert!(bound.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+        let bound = begin.elapsed();
+
+        let begin = Instant::now();
+        let daemon = world.start(world.waltag("waltag", &["run"]).env("RUST_LOG", "warn"));
+        until("waltag confirms", || async {
+            let query = format!("SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots WHERE slot_name = 'waltag'");
+            sql.query_one(&query, &[]).await.unwrap().get(0)
+        })
+        .await;
+        let ours = begin.elapsed();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
+        let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
+        println!("{load}: pg_recvlogical {bound:.2?}, waltag {ours:.2?}, ratio {:.2}; {peak}", ours.as_secs_f64() / bound.as_secs_f64());
+        daemon.stop();
+    }
+}
+
+/// From the moment the COMMIT returns until the key is gone from Redis, as a reader polls it; beside one Redis round trip.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement: scripts/bench"]
+async fn latency() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let _daemon = world.start(world.waltag("waltag", &["run"]).env("RUST_LOG", "info"));
+    let (sql, mut cache) = (world.sql().await, world.cache(1).await);
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    world.settled(&sql).await;
+    let (mut waits, mut trips) = (Vec::new(), Vec::new());
+    for number in 0..1_000 {
+        redis::cmd("SET").arg("FirstModel.pk:1").arg("x").exec_async(&mut cache).await.unwrap();
+        sql.batch_execute(&format!("UPDATE first_model SET name = '{number}' WHERE id = 1")).await.unwrap();
+        let committed = Instant::now();
+        loop {
+            let begin = Instant::now();
+            let there: bool = redis::cmd("EXISTS").arg("FirstModel.pk:1").query_async(&mut cache).await.unwrap();
+            trips.push(begin.elapsed());
+            if !there {
+                break;
+            }
+        }
+        waits.push(committed.elapsed());
+    }
+    let mut show = |name: &str, values: &mut Vec<Duration>| {
+        values.sort();
+        let at = |share: usize| values[values.len() * share / 100];
+        println!("{name}: p50 {:.2?}, p95 {:.2?}, p99 {:.2?}", at(50), at(95), at(99));
+    };
+    show("COMMIT to stale", &mut waits);
+    show("one Redis round trip", &mut trips);
+}
