@@ -18,28 +18,28 @@ pub struct Cli {
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Settings (a flag outranks its variable)")]
 pub struct Typed {
-    /// URL or keyword string of the database [WALTAG_DATABASE_URL, else DATABASE_URL, else libpq's PG* variables]
+    /// URL or keyword string of the database (WALTAG_DATABASE_URL, else DATABASE_URL, else libpq's PG* variables)
     #[arg(long, global = true, value_name = "DSN")]
     pub database_url: Option<String>,
-    /// File that holds the database URL [WALTAG_DATABASE_URL_FILE]
+    /// File that holds the database URL (WALTAG_DATABASE_URL_FILE)
     #[arg(long, global = true, value_name = "FILE")]
     pub database_url_file: Option<String>,
-    /// Rule file, directory or glob; may be repeated [WALTAG_RULES, separated by `:`; default /etc/waltag/rules.d]
+    /// Rule file, directory or glob; may be repeated (WALTAG_RULES, separated by `:`; default /etc/waltag/rules.d)
     #[arg(long, global = true, value_name = "PATH")]
     pub rules: Vec<String>,
-    /// Replication slot, and the name of waltag's sessions [WALTAG_SLOT; default waltag]
+    /// Replication slot, and the name of waltag's sessions (WALTAG_SLOT; default waltag)
     #[arg(long, global = true, value_name = "NAME")]
     pub slot: Option<String>,
-    /// Publication [WALTAG_PUBLICATION; default waltag]
+    /// Publication (WALTAG_PUBLICATION; default waltag)
     #[arg(long, global = true, value_name = "NAME")]
     pub publication: Option<String>,
-    /// Memory for tags on their way to Redis [WALTAG_TAG_MEMORY; default 32MiB]
+    /// Memory for tags on their way to Redis (WALTAG_TAG_MEMORY; default 32MiB)
     #[arg(long, global = true, value_name = "SIZE")]
     pub tag_memory: Option<String>,
-    /// How long `setup` and slot creation wait for locks [WALTAG_LOCK_TIMEOUT; default 2s]
+    /// How long `setup` and slot creation wait for locks (WALTAG_LOCK_TIMEOUT; default 2s)
     #[arg(long, global = true, value_name = "TIME")]
     pub lock_timeout: Option<String>,
-    /// Form of the log on stderr [WALTAG_LOG_FORMAT; default text; RUST_LOG sets the level]
+    /// Form of the log on stderr (WALTAG_LOG_FORMAT; default text; RUST_LOG sets the level)
     #[arg(long, global = true, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 }

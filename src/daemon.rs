@@ -1,13 +1,16 @@
 //! The loop: stream -> flow -> fence -> Redis -> confirm. One task; what runs beside it (a flight to Redis, a snapshot) is
 //! polled by it, so nothing can get ahead of anything else unnoticed.
 
+mod intake;
+
 use std::future::{Future, pending};
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::SimpleQueryRow;
 
 use crate::backoff::Backoff;
 use crate::cache::connection::Kind as CacheKind;
@@ -20,14 +23,14 @@ use crate::rules::Rules;
 use crate::settings::Settings;
 use crate::setup;
 use crate::shutdown::Shutdown;
-use crate::source::replication::connection::Frame;
+use crate::source::lsn::Lsn;
 use crate::source::replication::error::{Error, Kind};
 use crate::source::replication::feedback::Feedback;
-use crate::source::replication::pgoutput::Message;
 use crate::source::replication::slot::verify_not_synchronous;
 use crate::source::replication::{self, Server, Source};
-use crate::source::session::{self, rows};
+use crate::source::session;
 use crate::source::visibility::{QUERY, Snapshot};
+use intake::take;
 
 /// Frames that are taken without looking at anything else: bounds how late a reply of Redis is seen.
 const FRAMES: usize = 256;
@@ -37,8 +40,14 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 const CLOSE_LIMIT: Duration = Duration::from_millis(200);
 /// Between two attempts while another daemon holds the slot.
 const STANDBY_WAIT: Duration = Duration::from_secs(1);
+/// With nothing behind the fence the session is still asked this often: it may be mute, or the setting may have come that
+/// makes waltag a synchronous standby.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
+/// A server that says nothing for this long although it is asked is gone. Behind a large unpublished transaction it may be
+/// busy for long, so the patience doubles with each such end.
+const PATIENCE: RangeInclusive<Duration> = Duration::from_secs(30)..=Duration::from_secs(600);
 
-type Answer = Pin<Box<dyn Future<Output = Result<Vec<SimpleQueryMessage>, tokio_postgres::Error>>>>;
+type Answer = Pin<Box<dyn Future<Output = Result<Vec<SimpleQueryRow>, session::Error>>>>;
 
 struct Daemon {
     settings: Settings,
@@ -49,14 +58,15 @@ struct Daemon {
     ready: bool,
     told: Option<String>,
     backoff: Backoff,
+    patience: Duration,
 }
 
 /// Runs until a signal asks to stop, or until something only people can mend is wrong before the first READY.
 pub async fn run(settings: Settings, rules: Rules) -> Result<(), Failure> {
     let mut shutdown = Shutdown::listen()?;
     let owner = format!("{:016x}", rand::random::<u64>());
-    let (rules, backoff) = (Rc::new(rules), Backoff::default());
-    let mut daemon = Daemon { settings, rules, owner, flow: None, ready: false, told: None, backoff };
+    let (rules, backoff, patience) = (Rc::new(rules), Backoff::default(), *PATIENCE.start());
+    let mut daemon = Daemon { settings, rules, owner, flow: None, ready: false, told: None, backoff, patience };
     loop {
         let error = match daemon.stream(&mut shutdown).await {
             Ok(()) => return Ok(()),
@@ -77,27 +87,17 @@ pub async fn run(settings: Settings, rules: Rules) -> Result<(), Failure> {
 impl Daemon {
     /// One life of a stream: opens it, and moves rows until it breaks. `Ok` when asked to stop.
     async fn stream(&mut self, shutdown: &mut Shutdown) -> Result<(), Error> {
-        let mut source = tokio::select! {
+        let (mut source, confirmed) = tokio::select! {
             () = shutdown.asked() => return Ok(()),
-            opened = replication::open(&self.settings.dsn, &self.settings.names, self.settings.lock_timeout) => opened?,
+            opened = self.open() => opened?,
         };
-        self.refuse_unfit_tables(&source).await?;
-        source.start(&self.settings.names).await?;
-        let failed = |error: session::Error| Error::session("reading the partitions", "the server", &error);
         let mut flow = self.resume(&source.server);
-        let read = flow.relations.read_ancestors(&source.session).await.map_err(failed);
-        tracing::info!(
-            server = source.place,
-            slot = self.settings.names.slot,
-            timeline = source.server.timeline,
-            "streaming"
-        );
-        self.told = None;
-        self.backoff.reset();
-        let server = source.server.clone();
-        let ended = match read {
+        flow.resume_at(confirmed);
+        let (server, slot) = (source.server.clone(), &self.settings.names.slot);
+        tracing::info!(server = source.place, slot, timeline = server.timeline, %confirmed, "streaming");
+        let ended = match flow.relations.read_ancestors(&source.session).await {
             Ok(()) => self.pump(&mut source, &mut flow, shutdown).await,
-            Err(error) => Err(error),
+            Err(error) => Err(Error::session("reading the partitions", &source.place, &error)),
         };
         // Whatever ended it: both connections go, at once, or a server that shuts down would wait for us.
         flow.disconnect();
@@ -108,12 +108,29 @@ impl Daemon {
         ended
     }
 
+    /// Opens both connections, looks at the tables, and starts the stream; where it starts.
+    async fn open(&self) -> Result<(Source, Lsn), Error> {
+        let Settings { dsn, names, lock_timeout, .. } = &self.settings;
+        let mut source = replication::open(dsn, names, *lock_timeout).await?;
+        match self.refuse_unfit_tables(&source).await {
+            // A migration holds a lock on a table of ours: the others must not wait for it once they were looked at.
+            Err(error) if self.ready && error.kind == Kind::Away => tracing::warn!("{error}; streaming all the same"),
+            refused => refused?,
+        }
+        source.start(names).await?;
+        let confirmed = source.confirmed(names).await?;
+        Ok((source, confirmed))
+    }
+
     /// What was under way when the last stream broke; a new flow if this is another server.
     fn resume(&mut self, server: &Server) -> Flow {
+        let origin = Origin { timeline: server.timeline.clone(), crash: server.crash.clone() };
         match self.flow.take() {
-            Some((last, flow)) if last.system == server.system && last.timeline == server.timeline => flow,
+            Some((last, mut flow)) if last.system == server.system && last.timeline == server.timeline => {
+                flow.lanes.iter_mut().for_each(|lane| lane.set_origin(origin.clone()));
+                flow
+            }
             _ => {
-                let origin = Origin { timeline: server.timeline.clone(), crash: server.crash.clone() };
                 let slot = &self.settings.names.slot;
                 let lane = |cache: &crate::cache::Cache| {
                     let marker = Marker::new(&server.system, slot, &cache.name, &self.owner, origin.clone());
@@ -145,16 +162,31 @@ impl Daemon {
     }
 
     async fn pump(&mut self, source: &mut Source, flow: &mut Flow, shutdown: &mut Shutdown) -> Result<(), Error> {
-        let mut feedback = Feedback::new(flow.marked().unwrap_or_default());
+        let begin = flow.marked();
+        let mut feedback = Feedback::new(begin.unwrap_or_default());
         let mut snapshot: Option<Answer> = None;
+        let mut looked = Instant::now();
         let failed = |error| Error::stream("streaming", "the server", &error);
         loop {
             if let Some(position) = flow.advance() {
                 feedback.confirm(position);
+                if Some(position) > begin {
+                    // Only progress ends a series of failures: a stream that breaks at its first message has made none.
+                    self.backoff.reset();
+                    self.patience = *PATIENCE.start();
+                    self.told = None;
+                }
             }
             self.announce(flow);
             let room = flow.size() < self.settings.tag_memory;
-            let look = flow.fence.next_look().filter(|_| snapshot.is_none());
+            if !room {
+                feedback.heard();
+            } else if feedback.silence() > self.patience {
+                let silence = feedback.silence();
+                self.patience = (self.patience * 2).min(*PATIENCE.end());
+                return Err(Error::away(format!("{} has not said a word for {silence:.0?}", source.place)));
+            }
+            let look = flow.fence.next_look().unwrap_or(looked + IDLE_LOOK);
             tokio::select! {
                 biased;
                 () = shutdown.asked() => return self.drain(source, flow, feedback).await,
@@ -163,16 +195,15 @@ impl Daemon {
                 }
                 answer = wait_for(&mut snapshot) => {
                     snapshot = None;
+                    looked = Instant::now();
                     self.look(answer, flow, &source.place)?;
                 }
                 (index, event) = flow.next_lane_event() => self.lane_event(flow, index, event)?,
                 () = sleep_until(feedback.due()) => feedback.send(&mut source.connection).await.map_err(failed)?,
-                () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {
-                    let client = source.session.client();
-                    snapshot = Some(Box::pin(async move { client.simple_query(QUERY).await }));
-                }
+                () = sleep_until(look), if snapshot.is_none() => snapshot = Some(source.session.ask(QUERY)),
                 frame = source.connection.next(), if room => {
                     let mut frame = Some(frame.map_err(failed)?);
+                    feedback.heard();
                     for _ in 0..FRAMES {
                         let Some(taken) = frame.take() else { break };
                         take(taken, source, flow, &mut feedback).await?;
@@ -189,12 +220,11 @@ impl Daemon {
     /// Releases what a snapshot shows, unless the server has made us a synchronous standby.
     fn look(
         &self,
-        answer: Result<Vec<SimpleQueryMessage>, tokio_postgres::Error>,
+        answer: Result<Vec<SimpleQueryRow>, session::Error>,
         flow: &mut Flow,
         place: &str,
     ) -> Result<(), Error> {
-        let answer = answer.map_err(|error| Error::session("looking at a snapshot", place, &error.into()))?;
-        let rows = rows(answer);
+        let rows = answer.map_err(|error| Error::session("looking at a snapshot", place, &error))?;
         let row = rows.first();
         let standbys = row.and_then(|row| row.get(1)).unwrap_or_default();
         verify_not_synchronous(standbys, &self.settings.names.slot)?;
@@ -211,6 +241,13 @@ impl Daemon {
             LaneEvent::Up => tracing::info!(cache, address, "cache claimed"),
             LaneEvent::Sent(tags) => tracing::debug!(cache, tags, "made stale"),
             LaneEvent::Marked => {}
+            LaneEvent::Full => {
+                tracing::error!(
+                    cache,
+                    address,
+                    "Redis is full and refuses the marker; deletions go through. Raise maxmemory"
+                );
+            }
             LaneEvent::Refused(reason) => {
                 tracing::error!(cache, address, "the marker was refused: {reason}; it is claimed again");
             }
@@ -273,8 +310,10 @@ impl Daemon {
                 () = sleep_until(until) => return false,
                 (index, event) = next_event(&mut self.flow) => {
                     if let Some((server, flow)) = self.flow.take() {
-                        // A cache that goes away meanwhile is told like any other time; nothing here ends the wait.
-                        let _ = self.lane_event(&flow, index, event);
+                        // Nothing here ends the wait.
+                        if let Err(error) = self.lane_event(&flow, index, event) {
+                            tracing::error!("{error}");
+                        }
                         self.flow = Some((server, flow));
                     }
                 }
@@ -290,35 +329,9 @@ async fn next_event(flow: &mut Option<(Server, Flow)>) -> (usize, LaneEvent) {
     }
 }
 
-async fn wait_for(snapshot: &mut Option<Answer>) -> Result<Vec<SimpleQueryMessage>, tokio_postgres::Error> {
+async fn wait_for(snapshot: &mut Option<Answer>) -> Result<Vec<SimpleQueryRow>, session::Error> {
     match snapshot {
         Some(answer) => answer.await,
         None => pending().await,
     }
-}
-
-/// One frame of the stream.
-async fn take(frame: Frame, source: &Source, flow: &mut Flow, feedback: &mut Feedback) -> Result<(), Error> {
-    match frame {
-        Frame::Keepalive { end, reply } => {
-            feedback.received(end);
-            flow.keepalive(end);
-            if reply {
-                feedback.requested();
-            }
-        }
-        Frame::Notice(notice) => tracing::error!("the server says: {notice}"),
-        Frame::XLogData { end, data } => {
-            feedback.received(end);
-            let message = Message::parse(&data).map_err(|error| {
-                Error::away(format!("{error}: the stream is opened anew at the last confirmed position"))
-            })?;
-            if let Message::Relation(relation) = &message {
-                let read = flow.relations.read_ancestors_of(relation.oid, &source.session).await;
-                read.map_err(|error| Error::session("reading the ancestors of a partition", &source.place, &error))?;
-            }
-            flow.take(&message).map_err(|error| Error::away(error.to_string()))?;
-        }
-    }
-    Ok(())
 }

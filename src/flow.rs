@@ -71,6 +71,10 @@ impl Flow {
                 self.relations.describe(relation, &self.rules);
                 return Ok(());
             }
+            Message::Type { oid, namespace, name } => {
+                self.relations.describe_type(*oid, namespace, name);
+                return Ok(());
+            }
             Message::Other => return Ok(()),
             _ => {}
         }
@@ -92,6 +96,11 @@ impl Flow {
             self.pass_on();
         }
         Ok(())
+    }
+
+    /// The stream starts behind `position`: everything up to there was confirmed once.
+    pub fn resume_at(&mut self, position: Lsn) {
+        self.received = self.received.max(position);
     }
 
     /// A keepalive: everything up to `position` was decoded, and nothing of it was for us but what has arrived.

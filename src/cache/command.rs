@@ -30,11 +30,6 @@ impl Command {
         }
         command
     }
-
-    /// Bytes on the wire, about.
-    pub fn size(&self) -> usize {
-        self.0.iter().map(|argument| argument.len() + 16).sum()
-    }
 }
 
 /// As redis-cli would take it.

@@ -11,6 +11,9 @@ use super::lane::Batch;
 /// Tags of one pipeline: one round trip each, and a bound on what redis-rs buffers.
 const SLICE: usize = 1_000;
 
+/// What Redis answers to a write when maxmemory is reached and nothing may be evicted.
+const FULL: &str = "OOM";
+
 /// How a piece of a lane's work ended.
 pub(super) enum Outcome {
     /// A connection, and who wrote the marker last.
@@ -40,8 +43,15 @@ pub(super) async fn connect(cache: Cache, load: redis::Cmd, read: redis::Cmd) ->
 
 /// Writes the marker alone.
 pub(super) async fn claim(cache: Cache, mut connection: MultiplexedConnection, write: redis::Cmd) -> Outcome {
-    let answer: redis::RedisResult<Value> = write.query_async(&mut connection).await;
-    Outcome::Claimed(answer.map_err(|error| Error::new(&cache, &error)))
+    let mut pipeline = redis::Pipeline::new();
+    pipeline.ignore_errors().add_command(write);
+    Outcome::Claimed(match pipeline.query_async::<Vec<Value>>(&mut connection).await {
+        Ok(mut replies) => match replies.pop().unwrap_or_default() {
+            Value::ServerError(error) if error.code() != FULL => Err(Error::reply(&cache, error)),
+            answer => Ok(answer),
+        },
+        Err(error) => Err(Error::new(&cache, &error)),
+    })
 }
 
 /// Sends a marker and a batch in slices, looking at every reply.
@@ -72,7 +82,10 @@ pub(super) async fn flight(
             Ok(replies) => {
                 for (index, reply) in replies.into_iter().enumerate() {
                     match reply {
-                        Value::ServerError(error) => result = Err(Error::reply(&cache, error)),
+                        // A full Redis refuses the marker and takes the deletions after it.
+                        Value::ServerError(error) if error.code() != FULL || !marked || index > 0 => {
+                            result = Err(Error::reply(&cache, error));
+                        }
                         reply if marked && index == 0 => answer = Some(reply),
                         _ => {}
                     }

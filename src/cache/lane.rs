@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Cache;
 use super::connection::Error;
 use super::flight::{Outcome, claim, connect, flight};
-use super::marker::{Answer, Marker};
+use super::marker::{Answer, Marker, Origin};
 use crate::backoff::Backoff;
 use crate::source::lsn::Lsn;
 use crate::tags::Tags;
@@ -68,6 +68,8 @@ pub struct Lane {
     asleep: Option<Instant>,
     /// No stream: the marker must not be kept alive against a daemon that has taken over the slot.
     paused: bool,
+    /// Redis was full at the last marker.
+    full: bool,
 }
 
 /// What is under way.
@@ -91,6 +93,8 @@ pub enum Event {
     Marked,
     /// The marker was refused; it is claimed again.
     Refused(String),
+    /// Redis is full; only deletions go through.
+    Full,
 }
 
 impl Lane {
@@ -111,7 +115,13 @@ impl Lane {
             attempted: false,
             asleep: None,
             paused: false,
+            full: false,
         }
+    }
+
+    /// The server crashed or changed since the lane was made: the marker says so from now on.
+    pub fn set_origin(&mut self, origin: Origin) {
+        self.marker.set_origin(origin);
     }
 
     /// Its cache.
@@ -187,9 +197,9 @@ impl Lane {
     fn due(&self) -> Instant {
         match (self.next.tags.is_empty(), self.done > self.written, self.paused || self.done.is_none()) {
             (false, _, _) => Instant::now(),
-            (true, true, _) => self.marked_at + MARKER_PAUSE,
+            (true, _, true) => Instant::now() + MARKER_INTERVAL,
+            (true, true, false) => self.marked_at + MARKER_PAUSE,
             (true, false, false) => self.marked_at + MARKER_INTERVAL,
-            (true, false, true) => Instant::now() + MARKER_INTERVAL,
         }
     }
 
@@ -203,7 +213,7 @@ impl Lane {
         }
         // The marker tells of the batches before this one, all of whose replies were good.
         let moved = self.done > self.written || Instant::now() >= self.marked_at + MARKER_INTERVAL;
-        let marker = self.done.filter(|_| moved);
+        let marker = self.done.filter(|_| moved && !self.paused);
         let write = marker.map(|done| self.marker.write(Some(done)));
         let batch = std::mem::replace(&mut self.next, std::mem::take(&mut self.spare));
         self.in_flight = Flight { floor: batch.floor, size: batch.tags.size().max(1), marker };
@@ -213,7 +223,10 @@ impl Lane {
     fn finish(&mut self, outcome: Outcome) -> Option<Event> {
         match outcome {
             Outcome::Rested => {
-                if self.connection.is_none() {
+                if self.connection.is_none() && self.paused {
+                    // To connect is to claim, and another daemon may hold the slot now.
+                    self.work = Some(rest_until(Instant::now() + MARKER_PAUSE));
+                } else if self.connection.is_none() {
                     self.work = Some(Box::pin(connect(self.cache.clone(), self.marker.load(), self.marker.read())));
                 }
                 None
@@ -227,10 +240,9 @@ impl Lane {
                 None
             }
             Outcome::Claimed(Ok(answer)) => Some(match self.marked_by(&answer) {
-                None => {
+                told @ (None | Some(Event::Full)) => {
                     self.attempted = true;
-                    self.backoff.reset();
-                    Event::Up
+                    told.unwrap_or(Event::Up)
                 }
                 Some(refusal) => {
                     self.connection = None;
@@ -250,6 +262,7 @@ impl Lane {
                 }
                 batch.clear();
                 self.spare = batch;
+                self.backoff.reset();
                 refusal.or(match sent {
                     0 => Some(Event::Marked),
                     sent => Some(Event::Sent(sent)),
@@ -266,9 +279,14 @@ impl Lane {
         match self.marker.answered(answer) {
             Answer::Written => {
                 self.written = self.written.max(wanted);
+                self.full = false;
                 None
             }
             Answer::Refused(reason) => Some(Event::Refused(reason)),
+            Answer::Full => {
+                self.written = self.written.max(wanted);
+                (!std::mem::replace(&mut self.full, true)).then_some(Event::Full)
+            }
         }
     }
 

@@ -52,6 +52,9 @@ pub enum Answer {
     Written,
     /// Somebody else wrote, or Redis lost writes: what stands there now.
     Refused(String),
+    /// Redis is full and takes no writes; deletions go through. The position counts all the same: the price is that a
+    /// restart finds an older marker.
+    Full,
 }
 
 impl Marker {
@@ -59,6 +62,11 @@ impl Marker {
     pub fn new(system: &str, slot: &str, cache: &str, owner: &str, origin: Origin) -> Marker {
         let key = format!("waltag:{system}:{slot}:{cache}");
         Marker { key, owner: owner.to_owned(), script: Script::new(COMPARE_AND_SET), origin, held: Held::default() }
+    }
+
+    /// What is written along from now on.
+    pub fn set_origin(&mut self, origin: Origin) {
+        self.origin = origin;
     }
 
     /// SCRIPT LOAD: once per connection, because a pipeline cannot fall back from EVALSHA.
@@ -97,6 +105,9 @@ impl Marker {
         if matches!(value, Value::Int(1)) {
             self.held = Held { owner: self.owner.clone(), seq: self.next_seq() };
             return Answer::Written;
+        }
+        if matches!(value, Value::ServerError(error) if error.code() == "OOM") {
+            return Answer::Full;
         }
         let text = |value: &Value| redis::from_redis_value_ref::<String>(value).unwrap_or_default();
         let (owner, seq) = match value {

@@ -3,6 +3,7 @@
 use redis::Value;
 
 use super::{load, show};
+use crate::cache::Cache;
 use crate::cache::command::{commands, new_version};
 use crate::cache::connection::{self, Error};
 use crate::exit::Exit;
@@ -29,27 +30,32 @@ pub async fn invalidate(
         (None, Some(index)) => rules.caches.get(index).into_iter().collect(),
         (None, None) => rules.caches.iter().collect(),
     };
+    let mut failure = None;
     for cache in chosen {
-        let mut connection = connection::open(cache).await?;
-        let mut pipeline = redis::pipe();
-        pipeline.ignore_errors();
-        for tag in tags {
-            for command in commands(cache, tag.as_bytes(), new_version()) {
-                pipeline.add_command(command.pack());
+        match send(cache, tags).await {
+            Ok(()) => {
+                let count = if tags.len() == 1 { "1 tag".into() } else { format!("{} tags", tags.len()) };
+                show(format_args!("{}: {count} made stale", cache.name));
             }
+            Err(error) => failure = Some(error),
         }
-        let replies: Vec<Value> =
-            pipeline.query_async(&mut connection).await.map_err(|error| Error::new(cache, &error))?;
-        for reply in replies {
-            if let Value::ServerError(error) = reply {
-                return Err(Error::reply(cache, error).into());
-            }
-        }
-        show(format_args!(
-            "{}: {} made stale",
-            cache.name,
-            if tags.len() == 1 { "1 tag".into() } else { format!("{} tags", tags.len()) }
-        ));
     }
-    Ok(())
+    failure.map_or(Ok(()), |error| Err(error.into()))
+}
+
+async fn send(cache: &Cache, tags: &[String]) -> Result<(), Error> {
+    let mut connection = connection::open(cache).await?;
+    let mut pipeline = redis::pipe();
+    pipeline.ignore_errors();
+    for tag in tags {
+        for command in commands(cache, tag.as_bytes(), new_version()) {
+            pipeline.add_command(command.pack());
+        }
+    }
+    let replies: Vec<Value> = pipeline.query_async(&mut connection).await.map_err(|error| Error::new(cache, &error))?;
+    let refused = replies.into_iter().find_map(|reply| match reply {
+        Value::ServerError(error) => Some(Error::reply(cache, error)),
+        _ => None,
+    });
+    refused.map_or(Ok(()), Err)
 }

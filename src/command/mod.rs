@@ -25,8 +25,8 @@ fn load(settings: &Settings, environment: &Environment) -> Result<Rules, Failure
 async fn session(settings: &Settings) -> Result<(Session, Endpoint), Failure> {
     let mut failure = Error::away("the database URL names no host");
     for endpoint in settings.dsn.endpoints() {
-        match Session::open(&endpoint, &settings.names.slot).await {
-            Ok(session) => return Ok((session, endpoint)),
+        match Session::open(endpoint, &settings.names.slot).await {
+            Ok(session) => return Ok((session, endpoint.clone())),
             Err(error) => failure = Error::session("connecting", &endpoint.to_string(), &error),
         }
     }

@@ -1,6 +1,7 @@
 //! `waltag run`: the daemon.
 
 use super::load;
+use crate::backoff::Backoff;
 use crate::daemon;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -18,7 +19,15 @@ pub async fn run(settings: Settings, environment: &Environment, setup: bool) -> 
         return Err(Failure::new(Exit::Rules, sentence));
     }
     if setup {
-        super::setup::apply_first(&settings, &rules).await?;
+        let mut backoff = Backoff::default();
+        // In a container PostgreSQL is often still starting.
+        while let Err(failure) = super::setup::apply_first(&settings, &rules).await {
+            if failure.exit != Exit::Unavailable {
+                return Err(failure);
+            }
+            tracing::warn!("{failure}; trying again");
+            tokio::time::sleep(backoff.next()).await;
+        }
     }
     daemon::run(settings, rules).await
 }

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::rules::Rules;
 use crate::settings::{Environment, Settings};
 use crate::setup::catalog::{self, Catalog};
-use crate::setup::statements::{self, Role, RoleState, Statement};
+use crate::setup::statements::{self, Role, RoleState};
 use crate::setup::verify;
 use crate::source::replication::error::Error;
 use crate::source::session::{self as sql, Session, literal};
@@ -34,7 +34,7 @@ pub async fn setup(
         return Ok(());
     }
     for statement in &statements {
-        show(format_args!("{}\n", statement.sql));
+        show(format_args!("{}\n", statement));
         if apply {
             execute(&session, settings.lock_timeout, statement, &place).await?;
         }
@@ -53,7 +53,7 @@ pub async fn apply_first(settings: &Settings, rules: &Rules) -> Result<(), Failu
     let place = endpoint.to_string();
     let user = endpoint.config().get_user().unwrap_or_default().to_owned();
     for statement in plan(&session, settings, rules, false, &user, &place).await? {
-        tracing::info!("setup: {}", statement.sql.lines().filter(|line| !line.starts_with("--")).collect::<String>());
+        tracing::info!("setup: {}", statement.lines().filter(|line| !line.starts_with("--")).collect::<String>());
         execute(&session, settings.lock_timeout, &statement, &place).await?;
     }
     Ok(())
@@ -66,7 +66,7 @@ async fn plan(
     remove: bool,
     role: &str,
     place: &str,
-) -> Result<Vec<Statement>, Failure> {
+) -> Result<Vec<String>, Failure> {
     let failed = |error: sql::Error| Error::session("reading the catalog", place, &error);
     let publication = &settings.names.publication;
     let catalog = catalog::read(session, rules, publication).await.map_err(failed)?;
@@ -77,10 +77,8 @@ async fn plan(
         return Ok(statements::remove(&catalog, publication, slot, &role));
     }
     refuse_wrong_rules(rules, &catalog, publication)?;
-    statements::apply(rules, &catalog, publication, &role).map_err(|refusals| {
-        let list: Vec<String> = refusals.into_iter().map(|refusal| refusal.sentence).collect();
-        Failure::new(Exit::Rules, list.join("\n"))
-    })
+    let statements = statements::apply(rules, &catalog, publication, &role);
+    statements.map_err(|refusals| Failure::new(Exit::Rules, refusals.join("\n")))
 }
 
 /// Everything but the identity, which is what setup mends.
@@ -106,18 +104,18 @@ async fn role_state(session: &Session, role: &str) -> Result<RoleState, sql::Err
 }
 
 /// Waits for a lock at most `lock_timeout` at a time: longer, and every query behind it in the queue would wait too.
-async fn execute(session: &Session, lock_timeout: Duration, statement: &Statement, place: &str) -> Result<(), Failure> {
+async fn execute(session: &Session, lock_timeout: Duration, statement: &str, place: &str) -> Result<(), Failure> {
     let failed = |error: &sql::Error| Failure::from(Error::session("setup", place, error));
     let limit = format!("SET lock_timeout = {}", lock_timeout.as_millis());
     session.execute(&limit).await.map_err(|error| failed(&error))?;
     for attempt in 1..=ATTEMPTS {
-        match session.execute(&statement.sql).await {
+        match session.execute(statement).await {
             Ok(()) => return Ok(()),
             Err(sql::Error::Server(error)) if error.code == "55P03" && attempt < ATTEMPTS => {
                 tracing::info!(
                     attempt,
                     "the lock is taken; trying again: {}",
-                    statement.sql.lines().last().unwrap_or_default()
+                    statement.lines().last().unwrap_or_default()
                 );
                 tokio::time::sleep(lock_timeout / 2).await;
             }

@@ -37,11 +37,6 @@ impl<'a> Fields<'a> {
         }
         found
     }
-
-    /// All keys and values, in order.
-    pub fn entries(&self) -> impl Iterator<Item = (&'a Key, &'a Node)> {
-        self.entries.iter().map(|(key, node)| (key, node))
-    }
 }
 
 /// A text with its place.

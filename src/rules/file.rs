@@ -33,6 +33,8 @@ pub struct TagEntry {
     pub template: Template,
     /// Where its text begins.
     pub place: Place,
+    /// The text stands in the file as it is read: without escapes or folding.
+    pub literal: bool,
     /// Events of the rule and of the entry.
     pub events: Events,
     /// `caches:` of the entry, in place of the rule's.
@@ -139,16 +141,16 @@ fn tag(node: &Node, inherited: Events, problems: &mut Vec<Diagnostic>) -> Option
         let caches = caches(&fields, problems);
         let node = fields.require("tag", "the entry of `tags`", problems)?;
         let (place, text) = fields::text(node, "`tag`", problems)?;
-        let (template, place) = template(place, text, problems)?;
-        return Some(TagEntry { template, place, events, caches });
+        let (template, place, literal) = template(place, text, problems)?;
+        return Some(TagEntry { template, place, literal, events, caches });
     }
     let (place, text) = fields::text(node, "a tag", problems)?;
-    let (template, place) = template(place, text, problems)?;
-    Some(TagEntry { template, place, events: inherited, caches: None })
+    let (template, place, literal) = template(place, text, problems)?;
+    Some(TagEntry { template, place, literal, events: inherited, caches: None })
 }
 
 /// Parses a template; the place returned is that of its first character, behind the quote if there is one.
-fn template(place: &Place, text: &str, problems: &mut Vec<Diagnostic>) -> Option<(Template, Place)> {
+fn template(place: &Place, text: &str, problems: &mut Vec<Diagnostic>) -> Option<(Template, Place, bool)> {
     let written: String = place.line_text().chars().skip(place.column - 1).collect();
     let quote = usize::from(written.starts_with(['"', '\'']));
     let first = text.lines().next().unwrap_or_default();
@@ -156,7 +158,7 @@ fn template(place: &Place, text: &str, problems: &mut Vec<Diagnostic>) -> Option
     let literal = written.chars().skip(quote).collect::<String>().starts_with(first);
     let inner = if literal { place.shifted(quote, text.chars().count()) } else { place.clone() };
     match Template::parse(text) {
-        Ok(template) => Some((template, inner)),
+        Ok(template) => Some((template, inner, literal)),
         Err(error) => {
             let at = if literal { inner.shifted(error.offset, error.width) } else { inner };
             let problem = at.error(error.code, error.message);
@@ -181,12 +183,19 @@ fn events(fields: &Fields, inherited: Events, problems: &mut Vec<Diagnostic>) ->
             }
         }
     }
-    inherited.and(events)
+    let events = inherited.and(events);
+    if events == Events::NONE {
+        problems.push(node.place.warning("no-event", "no event is left: this never makes anything stale"));
+    }
+    events
 }
 
 fn caches(fields: &Fields, problems: &mut Vec<Diagnostic>) -> Option<Vec<(Place, String)>> {
     let node = fields.get("caches")?;
     let names = fields::texts(node, "a cache's name", problems);
+    if names.is_empty() {
+        problems.push(node.place.warning("no-cache", "no cache is named: this never makes anything stale"));
+    }
     Some(names.into_iter().map(|(place, name)| (place.clone(), name.to_owned())).collect())
 }
 

@@ -1,12 +1,11 @@
-//! `<column|filter>`: what may be done to a value on its way into a tag.
+//! `<column|filter>`: what may be done to a value on its way into a tag. A style may stand first; then the filters, in
+//! order.
 
 use super::style::Style;
 
 /// A filter with its argument.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Filter {
-    /// `python`, `plain`, `pg`: this style instead of the cache's.
-    Style(Style),
     /// `lower`: lower case, by Unicode's rules.
     Lower,
     /// `upper`: upper case, by Unicode's rules.
@@ -23,7 +22,7 @@ pub const NAMES: &[&str] = &["python", "plain", "pg", "lower", "upper", "default
 pub enum Error {
     /// No filter has this name.
     Unknown(String),
-    /// An argument too many or too few.
+    /// An argument too many or too few, or a filter at the wrong place.
     Argument(String),
 }
 
@@ -39,7 +38,11 @@ impl Filter {
             ("default", None) => return Err(Error::Argument("`default` wants a text: default:none".into())),
             ("lower", _) => Filter::Lower,
             ("upper", _) => Filter::Upper,
-            (other, _) => Filter::Style(Style::named(other).ok_or_else(|| Error::Unknown(other.to_owned()))?),
+            (style, _) if Style::named(style).is_some() => {
+                let sentence = format!("a style writes the value itself, so it stands first: <column|{style}|...>");
+                return Err(Error::Argument(sentence));
+            }
+            (other, _) => return Err(Error::Unknown(other.to_owned())),
         };
         match argument {
             Some(_) => Err(Error::Argument(format!("`{name}` takes no argument"))),

@@ -1,6 +1,6 @@
 //! The rule registry: which rows make which tags stale, in which caches.
 //!
-//! text -> [`yaml`] (a tree with places) -> [`file`] (as written) -> [`Rules`] (as meant: caches by index, files merged)
+//! text -> [`yaml`] (a tree with places) -> [`mod@file`] (as written) -> [`Rules`] (as meant: caches by index, files merged)
 //! -> [`plan`] (bound to the columns of one relation).
 
 pub mod diagnostic;
@@ -24,7 +24,7 @@ use diagnostic::{Diagnostic, Place, Severity, Source};
 use events::Events;
 use expand::Surroundings;
 use file::{RuleEntry, TableName};
-use template::Template;
+use template::{Placeholder, Template};
 
 /// A whole rule set. It is replaced whole or not at all.
 #[derive(Default)]
@@ -53,10 +53,19 @@ pub struct Tag {
     pub template: Template,
     /// Where it is written.
     pub place: Place,
+    /// Its text stands in the file as it is read.
+    pub literal: bool,
     /// What it listens to.
     pub events: Events,
     /// Indices into [`Rules::caches`].
     pub caches: Vec<usize>,
+}
+
+impl Tag {
+    /// Where one of its placeholders is written.
+    pub fn place_of(&self, placeholder: &Placeholder) -> Place {
+        if self.literal { self.place.shifted(placeholder.offset, placeholder.width) } else { self.place.clone() }
+    }
 }
 
 /// Why there is no rule set.
@@ -137,7 +146,13 @@ impl Rules {
                 problems.push(tag.place.error("no-cache", message).help(help));
             }
             let caches = caches.unwrap_or_default();
-            tags.push(Tag { template: tag.template, place: tag.place, events: tag.events, caches });
+            tags.push(Tag {
+                template: tag.template,
+                place: tag.place,
+                literal: tag.literal,
+                events: tag.events,
+                caches,
+            });
         }
         Rule { table: entry.table, place: entry.place, tags }
     }

@@ -1,6 +1,8 @@
 //! The rules of one relation, bound to its columns: indices and literal bytes, no names. Compiled when a Relation message
 //! arrives, so a changed table gets a new plan with its first change.
 
+use std::borrow::Cow;
+
 use super::Rules;
 use super::events::{Event, Events};
 use super::file::TableName;
@@ -44,7 +46,7 @@ struct Entry {
 
 enum Piece {
     Literal(Vec<u8>),
-    Column { index: usize, type_oid: u32, style: Style, filters: Vec<Filter> },
+    Column { index: usize, writing: Writing },
 }
 
 /// A column's value in one image of a row.
@@ -144,15 +146,18 @@ impl Entry {
                 Written::Placeholder(placeholder) => placeholder,
             };
             match &placeholder.name {
-                Name::Table => pieces.push(Piece::Literal(filtered(&table.name, placeholder))),
-                Name::Schema => pieces.push(Piece::Literal(filtered(&table.schema, placeholder))),
+                Name::Table => pieces.push(Piece::Literal(constant(&table.name, placeholder))),
+                Name::Schema => pieces.push(Piece::Literal(constant(&table.schema, placeholder))),
                 Name::Column(name) => {
                     let found = columns.iter().position(|column| column.name == *name);
                     let (index, column) =
                         found.and_then(|at| Some((at, columns.get(at)?))).ok_or_else(|| name.clone())?;
                     within_key &= column.key;
-                    let (style, filters) = (cache.style, placeholder.filters.clone());
-                    pieces.push(Piece::Column { index, type_oid: column.type_oid, style, filters });
+                    let style = placeholder.style.unwrap_or(cache.style);
+                    let null = placeholder.style.and_then(Style::null);
+                    let filters = placeholder.filters.clone();
+                    let writing = Writing { type_oid: column.type_oid, style, null, filters };
+                    pieces.push(Piece::Column { index, writing });
                 }
             }
         }
@@ -185,14 +190,14 @@ impl Entry {
                     out.extend_from_slice(bytes);
                     true
                 }
-                Piece::Column { index, type_oid, style, filters } => {
+                Piece::Column { index, writing } => {
                     let cell = row.get(*index).copied().unwrap_or(Cell::Unknown);
                     unknown |= cell == Cell::Unknown;
                     let value = match cell {
                         Cell::Text(text) => Some(text),
                         Cell::Null | Cell::Unknown => None,
                     };
-                    match write(value, *type_oid, *style, filters) {
+                    match writing.write(value) {
                         Some(text) if !(self.empty_skips && text.is_empty()) => {
                             out.extend_from_slice(text.as_bytes());
                             true
@@ -212,36 +217,35 @@ fn patched<'a>(new: &[Cell<'a>], old: &[Cell<'a>]) -> Vec<Cell<'a>> {
     pairs.map(|(new, old)| if *new == Cell::Unknown { *old } else { *new }).collect()
 }
 
-/// A value as text: its style first (a style filter in front replaces the cache's), then the filters in order. `None`
-/// skips the tag: NULL that neither the style nor a filter gives a text.
-pub fn write<'a>(
-    value: Option<&'a str>,
+/// How a column's value becomes text: its style first, then the filters in order.
+struct Writing {
     type_oid: u32,
     style: Style,
-    filters: &[Filter],
-) -> Option<std::borrow::Cow<'a, str>> {
-    let (style, explicit, filters) = match filters {
-        [Filter::Style(own), rest @ ..] => (*own, true, rest),
-        _ => (style, false, filters),
-    };
-    let mut text = value.map(|value| style.write(type_oid, value));
-    if explicit && text.is_none() {
-        text = style.null().map(Into::into);
-    }
-    for filter in filters {
-        text = match (filter, text) {
-            (Filter::Default(default), None) => Some(default.clone().into()),
-            (Filter::Lower, Some(text)) => Some(text.to_lowercase().into()),
-            (Filter::Upper, Some(text)) => Some(text.to_uppercase().into()),
-            (Filter::Style(style), Some(text)) => Some(style.write(type_oid, &text).into_owned().into()),
-            (_, text) => text,
-        };
-    }
-    text.or_else(|| style.null().map(Into::into))
+    /// What NULL is before the filters: only a style that the placeholder names itself says so.
+    null: Option<&'static str>,
+    filters: Vec<Filter>,
 }
 
-fn filtered(name: &str, placeholder: &Placeholder) -> Vec<u8> {
-    write(Some(name), 0, Style::Pg, &placeholder.filters).unwrap_or_default().into_owned().into_bytes()
+impl Writing {
+    /// `None` skips the tag: NULL that neither the style nor a filter gives a text.
+    fn write<'a>(&self, value: Option<&'a str>) -> Option<Cow<'a, str>> {
+        let text = value.map(|value| self.style.write(self.type_oid, value)).or(self.null.map(Into::into));
+        filtered(text, &self.filters).or_else(|| self.style.null().map(Into::into))
+    }
+}
+
+fn filtered<'a>(text: Option<Cow<'a, str>>, filters: &[Filter]) -> Option<Cow<'a, str>> {
+    filters.iter().fold(text, |text, filter| match (filter, text) {
+        (Filter::Default(default), None) => Some(default.clone().into()),
+        (Filter::Lower, Some(text)) => Some(text.to_lowercase().into()),
+        (Filter::Upper, Some(text)) => Some(text.to_uppercase().into()),
+        (_, text) => text,
+    })
+}
+
+/// `<@table>` and `<@schema>`.
+fn constant(name: &str, placeholder: &Placeholder) -> Vec<u8> {
+    filtered(Some(name.into()), &placeholder.filters).unwrap_or_default().into_owned().into_bytes()
 }
 
 #[cfg(test)]

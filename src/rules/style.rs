@@ -107,10 +107,9 @@ fn python_float(text: &str) -> String {
 /// "to-scientific-string"). PostgreSQL's numeric never prints an exponent itself.
 fn python_decimal(text: &str) -> String {
     let (sign, digits) = text.strip_prefix('-').map_or(("", text), |rest| ("-", rest));
-    let Some((whole, fraction)) = digits.split_once('.').filter(|(whole, _)| *whole == "0") else {
+    let Some(fraction) = digits.strip_prefix("0.").filter(|rest| rest.bytes().all(|b| b.is_ascii_digit())) else {
         return text.to_owned();
     };
-    debug_assert_eq!(whole, "0");
     let significant = fraction.trim_start_matches('0');
     let coefficient = if significant.is_empty() { "0" } else { significant };
     let adjusted = coefficient.len() as i64 - 1 - fraction.len() as i64;
@@ -151,6 +150,7 @@ mod tests {
             (python, Type::NUMERIC, "-0.00000012", "-1.2E-7"),
             (python, Type::NUMERIC, "0.00000000", "0E-8"),
             (python, Type::NUMERIC, "0.00", "0.00"),
+            (python, Type::NUMERIC, "0.0000000é", "0.0000000é"),
             (python, Type::TIMESTAMP, "2024-01-02 03:04:05.6", "2024-01-02 03:04:05.600000"),
             (python, Type::TIMESTAMP, "2024-01-02 03:04:05", "2024-01-02 03:04:05"),
             (python, Type::TIMESTAMPTZ, "2024-01-02 03:04:05.25+00", "2024-01-02 03:04:05.250000+00:00"),

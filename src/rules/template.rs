@@ -1,6 +1,7 @@
 //! `CategoryModel.pk:<category_id>`: literal text and placeholders, as written.
 
 use super::filter::{self, Filter};
+use super::style::Style;
 
 /// A parsed template; it knows names, not columns. [`super::plan`] binds it to a table.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +26,8 @@ pub enum Piece {
 pub struct Placeholder {
     /// What is looked up.
     pub name: Name,
+    /// This style instead of the cache's.
+    pub style: Option<Style>,
     /// Applied in order.
     pub filters: Vec<Filter>,
     /// Characters before its `<`.
@@ -155,7 +158,8 @@ fn placeholder(inner: &[char], offset: usize, width: usize) -> Result<Placeholde
         plain => Name::Column(plain.to_owned()),
     };
     let mut filters = Vec::new();
-    for (start, text) in parts {
+    let style = parts.clone().next().and_then(|(_, text)| Style::named(text.trim()));
+    for (start, text) in parts.skip(usize::from(style.is_some())) {
         let at = offset + 1 + start;
         let parsed = Filter::parse(text).map_err(|error| match error {
             filter::Error::Unknown(word) => Error {
@@ -166,7 +170,7 @@ fn placeholder(inner: &[char], offset: usize, width: usize) -> Result<Placeholde
         });
         filters.push(parsed?);
     }
-    Ok(Placeholder { name, filters, offset, width })
+    Ok(Placeholder { name, style, filters, offset, width })
 }
 
 /// `name|filter|filter`, each with the characters before it; bars within quotes do not count.
@@ -189,7 +193,6 @@ fn problem(code: &'static str, message: String, offset: usize, width: usize) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::style::Style;
     use super::*;
 
     fn literal(text: &str) -> Piece {
@@ -218,7 +221,7 @@ mod tests {
         assert!(template.is_constant());
         let template = Template::parse("<\"odd > \"\"na|me\"\"\"|python>").unwrap();
         let (column, placeholder) = template.columns().next().unwrap();
-        assert_eq!((column, placeholder.filters.as_slice()), ("odd > \"na|me\"", &[Filter::Style(Style::Python)][..]));
+        assert_eq!((column, placeholder.style), ("odd > \"na|me\"", Some(Style::Python)));
         assert_eq!(Template::parse("é:<naïve>").unwrap().columns().next().unwrap().0, "naïve");
     }
 
@@ -231,6 +234,7 @@ mod tests {
             ("é<id|lowr>", "unknown-filter", 5),
             ("<id|lower:3>", "filter-argument", 4),
             ("<id|default>", "filter-argument", 4),
+            ("<id|lower|python>", "filter-argument", 10),
             ("<labels[]>", "placeholder", 0),
             ("<@tabel>", "placeholder", 0),
             ("", "placeholder", 0),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::rules::Rules;
 use crate::rules::file::TableName;
-use crate::source::session::{Error, Session, literal};
+use crate::source::session::{Error, Session, identifier, literal};
 
 /// Everything that was read.
 #[derive(Debug, Default)]
@@ -15,9 +15,11 @@ pub struct Catalog {
     pub publication: bool,
     /// Its comment, where `setup` remembers the identities that it changed.
     pub comment: Option<String>,
-    /// Tables that the publication names itself (not their partitions), if it is ours to change.
+    /// What the publication leaves out, in words with the SQL that mends it.
+    pub omissions: Vec<String>,
+    /// Tables that the publication names itself: not their partitions.
     pub published: Vec<TableName>,
-    /// The publication covers all tables or whole schemas.
+    /// The publication is FOR ALL TABLES.
     pub covers_all: bool,
     /// The rules' tables that exist.
     pub tables: HashMap<TableName, Table>,
@@ -54,12 +56,18 @@ pub struct Member {
     pub identity: char,
     /// Columns of the index that identifies rows; empty without one.
     pub key: Vec<String>,
+    /// Name of that index.
+    pub index: Option<String>,
+    /// One of these columns is generated.
+    pub key_generated: bool,
     /// `relpersistence`: only `p` is logged.
     pub persistence: char,
     /// It is in the publication.
     pub published: bool,
     /// Some publication has a column list for it.
     pub column_list: bool,
+    /// The publication sends only some of its rows.
+    pub row_filter: bool,
     /// It has generated columns.
     pub generated: bool,
 }
@@ -83,12 +91,8 @@ pub async fn read(session: &Session, rules: &Rules, publication: &str) -> Result
         let table = Table { kind: letter(field(2)), members: Vec::new(), columns, has_primary_key: field(4) == "t" };
         catalog.tables.insert(name, table);
     }
-    let column_lists = if catalog.version >= 150_000 {
-        "EXISTS (SELECT FROM pg_publication_rel pr WHERE pr.prrelid = c.oid AND pr.prattrs IS NOT NULL)"
-    } else {
-        "false"
-    };
-    for row in session.rows(&members_query(&names.join(", "), publication, column_lists)).await? {
+    let query = members_query(&names.join(", "), publication, catalog.version >= 150_000);
+    for row in session.rows(&query).await? {
         let field = |index: usize| row.get(index).unwrap_or_default();
         let root = TableName { schema: field(0).into(), name: field(1).into() };
         let member = Member {
@@ -99,6 +103,9 @@ pub async fn read(session: &Session, rules: &Rules, publication: &str) -> Result
             published: field(7) == "t",
             column_list: field(8) == "t",
             generated: field(9) == "t",
+            row_filter: field(10) == "t",
+            index: row.get(11).map(str::to_owned),
+            key_generated: field(12) == "t",
         };
         if let Some(table) = catalog.tables.get_mut(&root) {
             table.members.push(member);
@@ -110,13 +117,27 @@ pub async fn read(session: &Session, rules: &Rules, publication: &str) -> Result
 async fn read_publication(session: &Session, publication: &str, catalog: &mut Catalog) -> Result<(), Error> {
     let name = literal(publication);
     let query = format!(
-        "SELECT puballtables, obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = {name}"
+        "SELECT puballtables, obj_description(oid, 'pg_publication'), pubviaroot, \
+         array_to_string(ARRAY[CASE WHEN NOT pubinsert THEN 'insert' END, CASE WHEN NOT pubupdate THEN 'update' END, \
+         CASE WHEN NOT pubdelete THEN 'delete' END, CASE WHEN NOT pubtruncate THEN 'truncate' END], ', ') \
+         FROM pg_publication WHERE pubname = {name}"
     );
     let rows = session.rows(&query).await?;
     if let Some(row) = rows.first() {
         catalog.publication = true;
         catalog.covers_all = row.get(0) == Some("t");
         catalog.comment = row.get(1).map(str::to_owned);
+        let alter = format!("ALTER PUBLICATION {} SET", identifier(publication));
+        if row.get(2) == Some("t") {
+            catalog.omissions.push(format!(
+                "it publishes partitions through their root, which sends NULL for old values that a leaf does not log: {alter} (publish_via_partition_root = false)"
+            ));
+        }
+        if let Some(kinds) = row.get(3).filter(|kinds| !kinds.is_empty()) {
+            catalog
+                .omissions
+                .push(format!("it does not publish {kinds}: {alter} (publish = 'insert, update, delete, truncate')"));
+        }
     }
     let query = format!(
         "SELECT n.nspname, c.relname FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
@@ -140,7 +161,16 @@ fn tables_query(names: &str) -> String {
 }
 
 /// `pg_get_replica_identity_index` knows that a deferrable primary key identifies nothing.
-fn members_query(names: &str, publication: &str, column_lists: &str) -> String {
+fn members_query(names: &str, publication: &str, with_lists_and_filters: bool) -> String {
+    let (column_lists, row_filter) = if with_lists_and_filters {
+        (
+            "EXISTS (SELECT FROM pg_publication_rel pr WHERE pr.prrelid = c.oid AND pr.prattrs IS NOT NULL)",
+            "EXISTS (SELECT FROM pg_publication_rel pr JOIN pg_publication p ON p.oid = pr.prpubid \
+              WHERE pr.prrelid IN (c.oid, tree.root) AND pr.prqual IS NOT NULL AND p.pubname = ",
+        )
+    } else {
+        ("false", "(false AND '' = ")
+    };
     format!(
         "WITH RECURSIVE tree(root, oid) AS (\
            SELECT c.oid, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -152,7 +182,11 @@ fn members_query(names: &str, publication: &str, column_lists: &str) -> String {
            EXISTS (SELECT FROM pg_publication_tables t WHERE t.pubname = {publication} \
              AND t.schemaname = n.nspname AND t.tablename = c.relname), \
            {column_lists}, \
-           EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated <> '') \
+           EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated <> ''), \
+           {row_filter} {publication}), \
+           (SELECT k.relname FROM pg_class k WHERE k.oid = pg_get_replica_identity_index(c.oid)), \
+           EXISTS (SELECT FROM pg_index x JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (x.indkey) \
+             WHERE x.indexrelid = pg_get_replica_identity_index(c.oid) AND a.attgenerated <> '') \
          FROM tree JOIN pg_class r ON r.oid = tree.root JOIN pg_namespace rn ON rn.oid = r.relnamespace \
          JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE c.relkind = 'r' ORDER BY n.nspname, c.relname",

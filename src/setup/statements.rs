@@ -1,9 +1,10 @@
-//! The SQL that brings the database to what the rules need, and back. Idempotent: what is there already is not repeated.
+//! The SQL that brings the database to what the rules need, and back. Idempotent: what is there already is not repeated; and
+//! resumable: what is to be restored is written down before it is changed.
 
 use std::collections::BTreeMap;
 
 use super::catalog::{Catalog, Member, Table};
-use super::verify;
+use super::verify::{self, is_covered};
 use crate::rules::Rules;
 use crate::rules::file::TableName;
 use crate::source::session::{identifier, literal};
@@ -11,22 +12,8 @@ use crate::source::session::{identifier, literal};
 const ROLE: &str = include_str!("../../migrations/role.sql");
 const PUBLICATION: &str = include_str!("../../migrations/publication.sql");
 const IDENTITY: &str = include_str!("../../migrations/identity.sql");
-/// Starts the comments by which `--remove` knows what `setup` made.
+/// Starts the comments by which `setup` knows its own: only what carries one is narrowed, dropped or restored.
 const MARK: &str = "waltag setup: ";
-
-/// One statement with its reason.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Statement {
-    /// SQL, with a comment that says what it costs.
-    pub sql: String,
-}
-
-/// Why a table cannot be published without harm.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The sentence.
-    pub sentence: String,
-}
 
 /// A role as far as setup goes.
 #[derive(Clone, Debug)]
@@ -50,165 +37,205 @@ pub enum RoleState {
     Ours,
 }
 
-/// What to run so that `rules` work.
-pub fn apply(rules: &Rules, catalog: &Catalog, publication: &str, role: &Role) -> Result<Vec<Statement>, Vec<Refusal>> {
-    let mut statements = Vec::new();
-    let name = identifier(&role.name);
-    match role.state {
-        RoleState::Missing => {
-            statements.push(sql(&ROLE.replace("{role}", &name)));
-            statements.push(sql(&format!("COMMENT ON ROLE {name} IS {};", literal(&format!("{MARK}role")))));
-        }
-        RoleState::Unfit => {
-            statements.push(sql(&format!("-- What the daemon logs in with.\nALTER ROLE {name} LOGIN REPLICATION;")));
-        }
-        RoleState::Fit | RoleState::Ours => {}
-    }
-    let (mut refusals, mut remembered) = (Vec::new(), remembered(catalog));
-    for table in rules.tables() {
-        let Some(found) = catalog.tables.get(table) else { continue };
-        if let Some(sentence) = root_refusal(table, found) {
-            refusals.push(Refusal { sentence });
-        }
-        let needed = verify::old_columns(rules, table);
-        for member in &found.members {
-            let identified = !member.key.is_empty() || member.identity == 'f';
-            let sent = member.identity == 'f' || needed.iter().all(|column| member.key.iter().any(|key| key == column));
-            if identified && sent {
-                continue;
-            }
-            if let Some(sentence) = full_refusal(member, catalog.version) {
-                refusals.push(Refusal { sentence });
-                continue;
-            }
-            remembered.entry(member.table.to_string()).or_insert(member.identity.to_string());
-            let cost = "each UPDATE and DELETE then logs the whole old row";
-            let text = IDENTITY.replace("{table}", &member.table.sql()).replace("{cost}", cost);
-            statements.push(sql(&text));
-        }
-    }
+/// Statements, in order, so that `rules` work; or why some table cannot be published without harm, a sentence each.
+pub fn apply(rules: &Rules, catalog: &Catalog, publication: &str, role: &Role) -> Result<Vec<String>, Vec<String>> {
+    let refusals = refusals(rules, catalog);
     if !refusals.is_empty() {
         return Err(refusals);
     }
-    statements.extend(publish(rules, catalog, publication));
-    let comment = serde_json::to_string(&remembered).unwrap_or_default();
-    let comment = format!("{MARK}{comment}");
-    if catalog.comment.as_ref() != Some(&comment) && (!statements.is_empty() || catalog.comment.is_none()) {
-        let text = format!(
-            "-- Remembers the identities as they were, for `setup --remove`.\nCOMMENT ON PUBLICATION {} IS {};",
-            identifier(publication),
-            literal(&comment).trim()
-        );
-        statements.push(sql(&text));
+    let mut statements = role_statements(role);
+    let name = identifier(publication);
+    // The previous identities are written down first, then changed, then the tables are published: an interruption leaves
+    // neither an identity that nobody remembers nor a published table whose updates fail.
+    if !catalog.publication {
+        statements.push(PUBLICATION.replace("{publication}", &name));
     }
-    Ok(statements)
+    let changes = identity_changes(rules, catalog);
+    let ours = !catalog.publication || is_ours(catalog.comment.as_deref());
+    if ours {
+        let mut remembered = remembered(catalog);
+        for member in &changes {
+            remembered.entry(member.table.sql()).or_insert_with(|| identity_of(member));
+        }
+        let comment = format!("{MARK}{}", serde_json::to_string(&remembered).unwrap_or_default());
+        if catalog.comment.as_ref() != Some(&comment) {
+            let comment = literal(&comment);
+            statements.push(format!(
+                "-- Marks the publication as made by setup, and remembers identities for `setup --remove`.\nCOMMENT ON PUBLICATION {name} IS {};",
+                comment.trim()
+            ));
+        }
+    }
+    for member in changes {
+        let cost = match ours {
+            true => "each UPDATE and DELETE then logs the whole old row",
+            false => {
+                "each UPDATE and DELETE then logs the whole old row. `--remove` does not undo it: the publication was not made by setup"
+            }
+        };
+        statements.push(IDENTITY.replace("{table}", &member.table.sql()).replace("{cost}", cost));
+    }
+    statements.extend(publish(rules, catalog, &name));
+    Ok(statements.into_iter().map(|statement| statement.trim_end().to_owned()).collect())
 }
 
-/// Adds the tables of the rules to the publication, and takes those out that no rule names any more.
-fn publish(rules: &Rules, catalog: &Catalog, publication: &str) -> Vec<Statement> {
-    let name = identifier(publication);
-    let wanted: Vec<&TableName> =
-        rules.tables().into_iter().filter(|table| catalog.tables.contains_key(table)).collect();
-    let list = |tables: &[&TableName]| tables.iter().map(|table| table.sql()).collect::<Vec<_>>().join(", ");
-    if !catalog.publication {
-        let text = PUBLICATION.replace("{publication}", &name).replace("{tables}", &list(&wanted));
-        return if wanted.is_empty() { Vec::new() } else { vec![sql(&text)] };
+fn role_statements(role: &Role) -> Vec<String> {
+    let name = identifier(&role.name);
+    match role.state {
+        RoleState::Missing => vec![
+            ROLE.replace("{role}", &name),
+            format!("COMMENT ON ROLE {name} IS {};", literal(&format!("{MARK}role")).trim()),
+        ],
+        RoleState::Unfit => vec![format!("-- What the daemon logs in with.\nALTER ROLE {name} LOGIN REPLICATION;")],
+        RoleState::Fit | RoleState::Ours => Vec::new(),
     }
+}
+
+/// The members whose identity does not send what their rules need.
+fn identity_changes<'a>(rules: &Rules, catalog: &'a Catalog) -> Vec<&'a Member> {
+    let mut changes: Vec<&Member> = Vec::new();
+    for table in rules.tables() {
+        let needed = verify::old_columns(rules, table);
+        let members = catalog.tables.get(table).map(|found| found.members.as_slice()).unwrap_or_default();
+        changes.extend(members.iter().filter(|member| {
+            let sent = needed.iter().all(|column| member.key.iter().any(|key| key == column));
+            member.identity != 'f' && (member.key.is_empty() || !sent)
+        }));
+    }
+    changes.sort_by(|a, b| a.table.cmp(&b.table));
+    changes.dedup_by(|a, b| a.table == b.table);
+    changes
+}
+
+/// Adds the tables of the rules to the publication; takes those out that no rule names any more, if the publication is ours.
+fn publish(rules: &Rules, catalog: &Catalog, name: &str) -> Vec<String> {
     if catalog.covers_all {
         return Vec::new();
     }
-    let covered = |table: &TableName| {
-        let members = catalog.tables.get(table).map(|found| found.members.as_slice()).unwrap_or_default();
-        catalog.published.contains(table) || (!members.is_empty() && members.iter().all(|member| member.published))
-    };
-    let missing: Vec<&TableName> = wanted.iter().copied().filter(|table| !covered(table)).collect();
-    // Children of an inherited table are listed by themselves; they go when none of their roots is wanted.
-    let belongs = |table: &TableName| {
-        wanted.contains(&table)
-            || wanted
-                .iter()
-                .filter_map(|root| catalog.tables.get(root))
-                .any(|root| root.members.iter().any(|m| m.table == *table))
-    };
-    let extra: Vec<&TableName> = catalog.published.iter().filter(|table| !belongs(table)).collect();
-    let mut statements = Vec::new();
-    if !missing.is_empty() {
-        let text = format!(
-            "-- Open transactions are not waited for: what they changed before this is not sent.\nALTER PUBLICATION {name} ADD TABLE {};",
-            list(&missing)
-        );
-        statements.push(sql(&text));
+    let wanted: Vec<(&TableName, &Table)> =
+        rules.tables().into_iter().filter_map(|table| Some((table, catalog.tables.get(table)?))).collect();
+    let mut missing: Vec<String> = Vec::new();
+    for (table, found) in &wanted {
+        if is_covered(table, found, catalog) {
+            continue;
+        }
+        if found.kind == 'p' {
+            missing.push(table.sql());
+            continue;
+        }
+        // Without ONLY, children that are published already would be an error.
+        let only = if found.members.len() > 1 { "ONLY " } else { "" };
+        let members = found.members.iter().filter(|member| !member.published);
+        missing.extend(members.map(|member| format!("{only}{}", member.table.sql())));
     }
-    if !extra.is_empty() && catalog.comment.as_ref().is_some_and(|comment| comment.starts_with(MARK)) {
-        let text = format!("-- No rule names these any more.\nALTER PUBLICATION {name} DROP TABLE {};", list(&extra));
-        statements.push(sql(&text));
+    let belongs = |table: &TableName| {
+        wanted.iter().any(|(root, found)| *root == table || found.members.iter().any(|member| member.table == *table))
+    };
+    let extra: Vec<String> = catalog.published.iter().filter(|table| !belongs(table)).map(TableName::sql).collect();
+    let mut statements = Vec::new();
+    missing.dedup();
+    if !missing.is_empty() {
+        statements.push(format!(
+            "-- Open transactions are not waited for: what they changed before this is not sent.\nALTER PUBLICATION {name} ADD TABLE {};",
+            missing.join(", ")
+        ));
+    }
+    if !extra.is_empty() && is_ours(catalog.comment.as_deref()) {
+        statements.push(format!(
+            "-- No rule names these any more.\nALTER PUBLICATION {name} DROP TABLE {};",
+            extra.join(", ")
+        ));
     }
     statements
 }
 
-/// What to run to take everything away: publication, identities, slot, role, in this order.
-pub fn remove(catalog: &Catalog, publication: &str, slot: Option<&str>, role: &Role) -> Vec<Statement> {
+/// Statements, in order, that take away what setup made: slot, publication and identities, role.
+pub fn remove(catalog: &Catalog, publication: &str, slot: Option<&str>, role: &Role) -> Vec<String> {
     let mut statements = Vec::new();
     if let Some(slot) = slot {
-        let text = format!(
+        statements.push(format!(
             "-- The slot holds back WAL as long as it is there.\nSELECT pg_drop_replication_slot({});",
             literal(slot).trim()
+        ));
+    }
+    if catalog.publication && is_ours(catalog.comment.as_deref()) {
+        // One transaction: the publication is the memory of the identities, and a table without one must not stay published.
+        let mut block = format!(
+            "-- Identities become what they were before `setup`.\nDROP PUBLICATION {};",
+            identifier(publication)
         );
-        statements.push(sql(&text));
-    }
-    if catalog.publication {
-        statements.push(sql(&format!("DROP PUBLICATION {};", identifier(publication))));
-    }
-    for (table, identity) in remembered(catalog) {
-        let Some(table) = TableName::parse(&table) else { continue };
-        let word = match identity.as_str() {
-            "n" => "NOTHING",
-            _ => "DEFAULT",
-        };
-        let text =
-            format!("-- As it was before `setup`.\nALTER TABLE IF EXISTS {} REPLICA IDENTITY {word};", table.sql());
-        statements.push(sql(&text));
+        for (table, identity) in remembered(catalog) {
+            let previous = match identity.split_once(' ') {
+                Some(("i", index)) => format!("USING INDEX {}", identifier(index)),
+                _ if identity == "n" => "NOTHING".to_owned(),
+                _ => "DEFAULT".to_owned(),
+            };
+            block.push_str(&format!("\nALTER TABLE IF EXISTS {table} REPLICA IDENTITY {previous};"));
+        }
+        statements.push(block);
     }
     if role.state == RoleState::Ours {
-        statements.push(sql(&format!("DROP ROLE {};", identifier(&role.name))));
+        statements.push(format!("DROP ROLE {};", identifier(&role.name)));
     }
     statements
 }
 
-/// Identities that an earlier run has changed, from the publication's comment.
+/// `d`, `n`, or `i` with the index.
+fn identity_of(member: &Member) -> String {
+    match (member.identity, &member.index) {
+        ('i', Some(index)) => format!("i {index}"),
+        (identity, _) => identity.to_string(),
+    }
+}
+
+/// Identities that an earlier run has changed, by quoted table name, from the publication's comment.
 fn remembered(catalog: &Catalog) -> BTreeMap<String, String> {
     let comment = catalog.comment.as_deref().and_then(|comment| comment.strip_prefix(MARK));
     comment.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default()
 }
 
-/// Is the comment on a role one of ours?
+/// Is this a comment of setup's?
 pub fn is_ours(comment: Option<&str>) -> bool {
     comment.is_some_and(|comment| comment.starts_with(MARK))
 }
 
-/// The next partition of a root without a primary key has no identity, and updates of it would fail.
-fn root_refusal(table: &TableName, found: &Table) -> Option<String> {
-    (found.kind == 'p' && !found.has_primary_key).then(|| {
-        format!(
-            "{table} is partitioned and has no primary key: a new partition would have no replica identity, and every UPDATE of it would fail once it is published. Add a primary key to {table}."
-        )
-    })
+/// Tables that would lose writes once they are published.
+fn refusals(rules: &Rules, catalog: &Catalog) -> Vec<String> {
+    let mut refusals = Vec::new();
+    let changes = identity_changes(rules, catalog);
+    for table in rules.tables() {
+        let Some(found) = catalog.tables.get(table) else { continue };
+        if found.kind == 'p' && !found.has_primary_key {
+            refusals.push(format!(
+                "{table} is partitioned and has no primary key: a new partition would have no replica identity, and every UPDATE of it would fail once it is published. Add a primary key to {table}."
+            ));
+        }
+        for member in &found.members {
+            let full = member.identity == 'f' || changes.iter().any(|change| change.table == member.table);
+            refusals.extend(member_refusal(member, full, catalog.version));
+        }
+    }
+    refusals
 }
 
-fn full_refusal(member: &Member, version: u32) -> Option<String> {
+fn member_refusal(member: &Member, full: bool, version: u32) -> Option<String> {
     let table = &member.table;
-    if member.column_list {
+    if full && member.column_list {
         return Some(format!(
             "{table} has a column list in a publication: with REPLICA IDENTITY FULL every UPDATE and DELETE of it would fail. Take the column list out, or use only columns of the primary key in its tags."
         ));
     }
-    (member.generated && version >= 180_000).then(|| {
+    if version < 180_000 {
+        return None;
+    }
+    if full && member.generated {
+        return Some(format!(
+            "{table} has generated columns: on PostgreSQL 18 and later REPLICA IDENTITY FULL makes every UPDATE and DELETE of it fail once it is published. Use only columns of the primary key in its tags."
+        ));
+    }
+    (!full && member.key_generated).then(|| {
         format!(
-            "{table} has generated columns: on PostgreSQL 18 and later REPLICA IDENTITY FULL would make every UPDATE and DELETE of it fail. Use only columns of the primary key in its tags."
+            "the replica identity of {table} has a generated column: on PostgreSQL 18 and later every UPDATE and DELETE of it fails once it is published. Choose another primary key or identity index."
         )
     })
-}
-
-fn sql(text: &str) -> Statement {
-    Statement { sql: text.trim_end().to_owned() }
 }

@@ -7,10 +7,16 @@ use crate::rules::diagnostic::Diagnostic;
 use crate::rules::events::Event;
 use crate::rules::file::TableName;
 use crate::rules::{Rule, Rules, Tag};
+use crate::source::session::identifier;
 
 /// Problems that refuse the rule set, and those that people should know.
 pub fn tables(rules: &Rules, catalog: &Catalog, publication: &str) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
     let (mut refused, mut told) = (Vec::new(), Vec::new());
+    if let Some(rule) = rules.rules.first() {
+        refused.extend(catalog.omissions.iter().map(|omission| {
+            rule.place.error("publication", format!("the publication \"{publication}\" leaves changes out: {omission}"))
+        }));
+    }
     for rule in &rules.rules {
         match catalog.tables.get(&rule.table) {
             None => {
@@ -22,18 +28,23 @@ pub fn tables(rules: &Rules, catalog: &Catalog, publication: &str) -> (Vec<Diagn
         }
         if let Some(table) = catalog.tables.get(&rule.table)
             && catalog.publication
-            && table.members.iter().any(|member| !member.published)
+            && !is_covered(&rule.table, table, catalog)
         {
             let message =
                 format!("{} is not in the publication \"{publication}\": its changes are not seen", rule.table);
-            let help = format!(
-                "run `waltag setup --apply`, or ALTER PUBLICATION {publication} ADD TABLE {}",
-                rule.table.sql()
-            );
+            let name = identifier(publication);
+            let help =
+                format!("run `waltag setup --apply`, or ALTER PUBLICATION {name} ADD TABLE {}", rule.table.sql());
             told.push(rule.place.warning("uncovered", message).help(help));
         }
     }
     (refused, told)
+}
+
+/// Does the publication send every change of the table? A partitioned root without partitions counts by itself.
+pub fn is_covered(name: &TableName, table: &Table, catalog: &Catalog) -> bool {
+    let root = catalog.covers_all || (table.kind == 'p' && catalog.published.contains(name));
+    root || (!table.members.is_empty() && table.members.iter().all(|member| member.published))
 }
 
 fn of_rule(rule: &Rule, table: &Table) -> Vec<Diagnostic> {
@@ -48,6 +59,10 @@ fn of_rule(rule: &Rule, table: &Table) -> Vec<Diagnostic> {
             rule.place.error("not-logged", message).help(format!("ALTER TABLE {} SET LOGGED", member.table.sql())),
         );
     }
+    if let Some(member) = table.members.iter().find(|member| member.row_filter) {
+        let message = format!("the publication sends only some rows of {} (it has a WHERE)", member.table);
+        problems.push(rule.place.error("publication", message).help("publish the table without a row filter"));
+    }
     for tag in &rule.tags {
         problems.extend(tag.template.columns().filter_map(|(column, placeholder)| {
             let known: Vec<&str> =
@@ -55,7 +70,6 @@ fn of_rule(rule: &Rule, table: &Table) -> Vec<Diagnostic> {
             if known.contains(&column) {
                 return None;
             }
-            let place = tag.place.shifted(placeholder.offset, placeholder.width);
             let generated = table.columns.iter().any(|known| known.name == column);
             let message = match generated {
                 true => {
@@ -63,7 +77,7 @@ fn of_rule(rule: &Rule, table: &Table) -> Vec<Diagnostic> {
                 }
                 false => format!("{} has no column `{column}`", rule.table),
             };
-            Some(place.error("unknown-column", message).suggest(column, known))
+            Some(tag.place_of(placeholder).error("unknown-column", message).suggest(column, known))
         }));
     }
     if problems.is_empty() {

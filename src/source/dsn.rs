@@ -1,18 +1,17 @@
-//! The database's address: a URL or a keyword string, completed as libpq would (manual: "Connection Strings",
-//! "Environment Variables", "The Password File", "The Connection Service File").
+//! The database's address: a URL or a keyword string (manual: "Connection Strings"), as parameters by libpq's names.
+//! [`super::dsn_defaults`] completes them; [`super::endpoint`] makes one configuration per host of them.
 
-use tokio_postgres::Config;
+use std::collections::BTreeMap;
 
 use super::dsn_defaults;
 use super::endpoint::Endpoint;
 
-/// Parameters that `tokio_postgres::Config` understands.
-const KNOWN: [&str; 16] = [
+/// libpq's parameters that waltag takes.
+const KNOWN: [&str; 18] = [
     "user",
     "password",
     "dbname",
     "options",
-    "application_name",
     "host",
     "hostaddr",
     "port",
@@ -21,15 +20,33 @@ const KNOWN: [&str; 16] = [
     "keepalives",
     "keepalives_idle",
     "keepalives_interval",
-    "keepalives_retries",
+    "keepalives_count",
+    "passfile",
+    "service",
+    "servicefile",
+    "sslmode",
+    "application_name",
+];
+/// libpq's parameters that change nothing here: which server is taken and what TLS needs is decided otherwise.
+const WITHOUT_EFFECT: [&str; 9] = [
     "target_session_attrs",
     "load_balance_hosts",
+    "channel_binding",
+    "sslnegotiation",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "gssencmode",
+    "client_encoding",
 ];
 
-/// A parsed DSN. Its Debug and Display forms never show the password.
+/// Parameters by libpq's names.
+pub(super) type Parameters = BTreeMap<String, String>;
+
+/// A parsed DSN. Nothing of it is ever shown but hosts and the database's name.
 #[derive(Clone)]
 pub struct Dsn {
-    config: Config,
+    endpoints: Vec<Endpoint>,
     /// Parameters of other drivers (`schema`, `pgbouncer`, ...): named in one warning, otherwise ignored.
     pub ignored: Vec<String>,
 }
@@ -39,7 +56,7 @@ pub struct Dsn {
 pub enum Error {
     /// Not a URL nor a keyword string.
     #[error(
-        "the database URL cannot be read ({0}); expected postgres://user@host:5432/database or `host=... dbname=...`"
+        "the database URL cannot be read: {0}; expected postgres://user@host:5432/database or `host=... dbname=...`"
     )]
     Syntax(String),
     /// TLS is not spoken yet.
@@ -48,7 +65,7 @@ pub enum Error {
     )]
     Tls(String),
     /// `PGSERVICE` names a section that no file has.
-    #[error("the connection service `{0}` (PGSERVICE) is in none of {1}")]
+    #[error("the connection service `{0}` is in none of {1}")]
     Service(String, String),
 }
 
@@ -58,102 +75,91 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 impl Dsn {
     /// Parses `text` (none: only libpq's variables and defaults) and fills what it leaves open.
     pub fn parse(text: Option<&str>, environment: Environment) -> Result<Dsn, Error> {
-        let (base, pairs) = text.map_or(Ok((None, Vec::new())), split)?;
+        let mut parameters = text.map_or(Ok(Parameters::new()), parameters)?;
         let mut ignored = Vec::new();
-        let mut kept = String::new();
-        let mut ssl_mode = environment("PGSSLMODE");
-        for (key, value) in pairs {
-            match key.as_str() {
-                "sslmode" => ssl_mode = Some(value),
-                "sslrootcert" | "sslcert" | "sslkey" | "channel_binding" | "sslnegotiation" => {}
-                known if KNOWN.contains(&known) => {
-                    let escaped = value.replace('\\', r"\\").replace('\'', r"\'");
-                    kept.push_str(&format!("{key}='{escaped}' "));
-                }
-                _ => ignored.push(key),
+        parameters.retain(|name, value| {
+            let known = KNOWN.contains(&name.as_str());
+            if !known && !WITHOUT_EFFECT.contains(&name.as_str()) {
+                ignored.push(name.clone());
             }
+            known && !value.is_empty()
+        });
+        dsn_defaults::complete(&mut parameters, environment)?;
+        if let Some(mode) = parameters.get("sslmode")
+            && matches!(mode.as_str(), "require" | "verify-ca" | "verify-full")
+        {
+            return Err(Error::Tls(mode.clone()));
         }
-        if let Some(mode) = ssl_mode.filter(|mode| matches!(mode.as_str(), "require" | "verify-ca" | "verify-full")) {
-            return Err(Error::Tls(mode));
-        }
-        let syntax = |error: tokio_postgres::Error| {
-            Error::Syntax(std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string))
-        };
-        let mut config = match base {
-            Some(url) => merge(url.parse().map_err(syntax)?, &kept.parse().map_err(syntax)?),
-            None => kept.parse().map_err(syntax)?,
-        };
-        dsn_defaults::fill(&mut config, environment)?;
-        Ok(Dsn { config, ignored })
+        let endpoints =
+            Endpoint::all(&parameters, |host, port| dsn_defaults::password(&parameters, host, port, environment))?;
+        Ok(Dsn { endpoints, ignored })
     }
 
-    /// Each host of the DSN, in order.
-    pub fn endpoints(&self) -> Vec<Endpoint> {
-        Endpoint::all(&self.config)
+    /// Each host of the DSN, in order; at least one.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
     }
 
     /// The database that is read.
     pub fn database(&self) -> &str {
-        self.config.get_dbname().or(self.config.get_user()).unwrap_or_default()
+        self.endpoints.first().and_then(|endpoint| endpoint.config().get_dbname()).unwrap_or_default()
     }
 }
 
-/// A URL without its query, and the parameters.
-type Split = (Option<String>, Vec<(String, String)>);
-
-fn split(text: &str) -> Result<Split, Error> {
+fn parameters(text: &str) -> Result<Parameters, Error> {
     let text = text.trim();
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return Ok((None, keywords(text)?));
-    };
-    // SQLAlchemy writes postgresql+asyncpg://, Django and Rails plugins postgis://.
-    let driver = scheme.split('+').next().unwrap_or_default();
-    if !matches!(driver, "postgres" | "postgresql" | "postgis" | "pgsql") {
-        return Err(Error::Syntax(format!("its scheme is `{scheme}://`, not postgres://")));
+    match text.split_once("://") {
+        // A password within a keyword string may hold `://` as well.
+        Some((scheme, rest)) if scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+.-".contains(&b)) => {
+            // SQLAlchemy writes postgresql+asyncpg://, Django and Rails plugins postgis://.
+            match scheme.split('+').next().unwrap_or_default() {
+                "postgres" | "postgresql" | "postgis" | "pgsql" => url(rest),
+                _ => Err(Error::Syntax(format!("its scheme is `{scheme}://`, not postgres://"))),
+            }
+        }
+        _ => keywords(text),
     }
-    let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (percent_decoded(key), percent_decoded(value))
-    });
-    Ok((Some(format!("postgres://{address}")), pairs.collect()))
 }
 
-/// Parameters of a URL's query win over its path, as in libpq.
-fn merge(mut url: Config, query: &Config) -> Config {
-    if let Some(user) = query.get_user() {
-        url.user(user);
+/// `[user[:password]@][host[:port],...][/dbname][?name=value&...]`; a parameter of the query outranks what stands before it.
+fn url(rest: &str) -> Result<Parameters, Error> {
+    let mut parameters = Parameters::new();
+    let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, database) = address.split_once('/').unwrap_or((address, ""));
+    let (user, hosts) = authority.rsplit_once('@').map_or((None, authority), |(user, hosts)| (Some(user), hosts));
+    if let Some(user) = user {
+        let (name, password) = user.split_once(':').unwrap_or((user, ""));
+        parameters.insert("user".into(), percent_decoded(name));
+        parameters.insert("password".into(), percent_decoded(password));
     }
-    if let Some(password) = query.get_password() {
-        url.password(password);
-    }
-    if let Some(name) = query.get_dbname() {
-        url.dbname(name);
-    }
-    if let Some(options) = query.get_options() {
-        url.options(options);
-    }
-    if let Some(limit) = query.get_connect_timeout() {
-        url.connect_timeout(*limit);
-    }
-    for host in query.get_hosts() {
-        match host {
-            tokio_postgres::config::Host::Tcp(name) => url.host(name),
-            tokio_postgres::config::Host::Unix(path) => url.host_path(path),
+    let (mut names, mut ports) = (Vec::new(), Vec::new());
+    for host in hosts.split(',') {
+        let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, after)) => (address, after.strip_prefix(':').unwrap_or_default()),
+            None => host.split_once(':').unwrap_or((host, "")),
         };
+        if !port.is_empty() && port.parse::<u16>().is_err() {
+            return Err(Error::Syntax("a port is not a number".into()));
+        }
+        names.push(percent_decoded(name));
+        ports.push(port);
     }
-    for address in query.get_hostaddrs() {
-        url.hostaddr(*address);
+    parameters.insert("host".into(), names.join(","));
+    if ports.iter().any(|port| !port.is_empty()) {
+        parameters.insert("port".into(), ports.join(","));
     }
-    for port in query.get_ports() {
-        url.port(*port);
+    parameters.insert("dbname".into(), percent_decoded(database));
+    parameters.retain(|_, value| !value.is_empty() && value.as_str() != ",");
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        parameters.insert(percent_decoded(name), percent_decoded(value));
     }
-    url
+    Ok(parameters)
 }
 
 /// `key = value` pairs; a value in single quotes may hold spaces, `\` escapes.
-fn keywords(text: &str) -> Result<Vec<(String, String)>, Error> {
-    let mut pairs = Vec::new();
+fn keywords(text: &str) -> Result<Parameters, Error> {
+    let mut parameters = Parameters::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {
         let (key, after) = rest.split_once('=').ok_or_else(|| Error::Syntax("a keyword has no `=`".into()))?;
@@ -176,12 +182,12 @@ fn keywords(text: &str) -> Result<Vec<(String, String)>, Error> {
             }
         }
         if quoted && end.is_none() {
-            return Err(Error::Syntax(format!("the quote of `{}` is not closed", key.trim())));
+            return Err(Error::Syntax("a quote is not closed".into()));
         }
-        pairs.push((key.trim().to_owned(), value));
+        parameters.insert(key.trim().to_owned(), value);
         rest = body.get(end.unwrap_or(body.len())..).unwrap_or_default().trim_start();
     }
-    Ok(pairs)
+    Ok(parameters)
 }
 
 fn percent_decoded(text: &str) -> String {
@@ -215,33 +221,45 @@ mod tests {
         dsn.endpoints().iter().map(ToString::to_string).collect()
     }
 
+    fn password(dsn: &Dsn) -> Option<&[u8]> {
+        dsn.endpoints()[0].config().get_password()
+    }
+
     #[test]
     fn urls_and_keywords() {
         let dsn = parse("postgres://u:p%40ss@db.example:6000/shop?connect_timeout=3").unwrap();
-        assert_eq!(hosts(&dsn), ["db.example:6000"]);
-        assert_eq!((dsn.config.get_user(), dsn.config.get_password()), (Some("u"), Some(&b"p@ss"[..])));
-        assert_eq!(dsn.database(), "shop");
+        assert_eq!((hosts(&dsn), dsn.database()), (vec!["db.example:6000".to_owned()], "shop"));
+        assert_eq!((dsn.endpoints()[0].config().get_user(), password(&dsn)), (Some("u"), Some(&b"p@ss"[..])));
         let dsn = parse("host=/run/pg port=6000 dbname='my shop' user=u password='it\\'s'").unwrap();
         assert_eq!(hosts(&dsn), ["/run/pg/.s.PGSQL.6000"]);
-        assert_eq!((dsn.database(), dsn.config.get_password()), ("my shop", Some(&b"it's"[..])));
-        let dsn = parse("postgresql://u@a:1,b:2/shop").unwrap();
-        assert_eq!(hosts(&dsn), ["a:1", "b:2"]);
-        let dsn = parse("postgresql:///shop?host=%2Frun%2Fpg&user=u").unwrap();
-        assert_eq!(hosts(&dsn), ["/run/pg/.s.PGSQL.5432"]);
+        assert_eq!((dsn.database(), password(&dsn)), ("my shop", Some(&b"it's"[..])));
+        assert_eq!(hosts(&parse("postgresql://u@a:1,b:2/shop").unwrap()), ["a:1", "b:2"]);
+        assert_eq!(hosts(&parse("postgresql://u@a,b/shop?port=7").unwrap()), ["a:7", "b:7"]);
+        assert_eq!(hosts(&parse("postgres://u@[::1]:6000/shop").unwrap()), ["::1:6000"]);
+        assert_eq!(hosts(&parse("postgres://u@db/shop?port=6000&host=other").unwrap()), ["other:6000"]);
+        assert_eq!(hosts(&parse("postgresql:///shop?host=%2Frun%2Fpg&user=u").unwrap()), ["/run/pg/.s.PGSQL.5432"]);
+        assert_eq!(hosts(&parse("hostaddr=10.0.0.1 host=name user=u").unwrap()), ["10.0.0.1:5432"]);
     }
 
     #[test]
     fn other_drivers_parameters_are_named() {
         let dsn = parse("postgresql+asyncpg://u@a/shop?schema=public&pgbouncer=true&sslmode=prefer").unwrap();
-        assert_eq!(dsn.ignored, ["schema", "pgbouncer"]);
+        assert_eq!(dsn.ignored, ["pgbouncer", "schema"]);
     }
 
     #[test]
     fn errors_never_show_the_password() {
-        for bad in ["mysql://u:MARKER@a/b", "postgres://u:MARKER@a:port/b", "host=a password='MARKER"] {
-            let error = parse(bad).err().unwrap().to_string();
+        for bad in [
+            "mysql://u:MARKER@a/b",
+            "postgres://u:MARKER@a:port/b",
+            "host=a password='MARKER",
+            "host=a password=MARKER:// x",
+            "host=a port=MARKER",
+        ] {
+            let error = parse(bad).err().unwrap_or_else(|| panic!("{bad}")).to_string();
             assert!(!error.contains("MARKER"), "{error}");
         }
+        assert_eq!(password(&parse("host=h user=u password=a://b").unwrap()), Some(&b"a://b"[..]));
         assert!(matches!(parse("postgres://a/b?sslmode=verify-full"), Err(Error::Tls(_))));
     }
 }

@@ -1,113 +1,103 @@
-//! What a DSN leaves open comes from libpq's variables, its service file and its password file.
+//! What a DSN leaves open comes from libpq's service file, its variables and its defaults; a password from its password
+//! file (manual: "Environment Variables", "The Connection Service File", "The Password File").
 
 use std::path::{Path, PathBuf};
 
-use tokio_postgres::Config;
-use tokio_postgres::config::Host;
+use super::dsn::{Environment, Error, Parameters};
 
-use super::dsn::{Environment, Error};
+/// libpq's variables.
+const VARIABLES: [(&str, &str); 11] = [
+    ("host", "PGHOST"),
+    ("hostaddr", "PGHOSTADDR"),
+    ("port", "PGPORT"),
+    ("user", "PGUSER"),
+    ("dbname", "PGDATABASE"),
+    ("password", "PGPASSWORD"),
+    ("options", "PGOPTIONS"),
+    ("connect_timeout", "PGCONNECT_TIMEOUT"),
+    ("sslmode", "PGSSLMODE"),
+    ("passfile", "PGPASSFILE"),
+    ("servicefile", "PGSERVICEFILE"),
+];
 
-/// Completes `config` in libpq's order: the DSN, the service, the variables, the defaults; the password file last.
-pub(super) fn fill(config: &mut Config, environment: Environment) -> Result<(), Error> {
-    let service = service(environment)?;
-    let value = |key: &str, variable: &str| {
-        service.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone()).or_else(|| environment(variable))
-    };
-    if config.get_user().is_none()
-        && let Some(user) = value("user", "PGUSER").or_else(|| environment("USER")).or_else(|| environment("LOGNAME"))
-    {
-        config.user(user);
-    }
-    if config.get_dbname().is_none()
-        && let Some(name) = value("dbname", "PGDATABASE").or_else(|| config.get_user().map(str::to_owned))
-    {
-        config.dbname(name);
-    }
-    if config.get_options().is_none()
-        && let Some(options) = value("options", "PGOPTIONS")
-    {
-        config.options(options);
-    }
-    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-        hosts(config, value("host", "PGHOST"), value("hostaddr", "PGHOSTADDR"));
-        if config.get_ports().is_empty()
-            && let Some(ports) = value("port", "PGPORT")
-        {
-            for port in ports.split(',').filter_map(|port| port.parse().ok()) {
-                config.port(port);
-            }
+/// Completes the parameters in libpq's order: the DSN, the service, the variables, the defaults.
+pub(super) fn complete(parameters: &mut Parameters, environment: Environment) -> Result<(), Error> {
+    let service = parameters.get("service").cloned().or_else(|| environment("PGSERVICE"));
+    if let Some(service) = service {
+        for (name, value) in section(&service, parameters, environment)? {
+            parameters.entry(name).or_insert(value);
         }
     }
-    if config.get_connect_timeout().is_none() {
-        let seconds = value("connect_timeout", "PGCONNECT_TIMEOUT").and_then(|text| text.parse().ok()).unwrap_or(10);
-        config.connect_timeout(std::time::Duration::from_secs(seconds));
+    for (name, variable) in VARIABLES {
+        if let (false, Some(value)) = (parameters.contains_key(name), environment(variable)) {
+            parameters.insert(name.to_owned(), value);
+        }
     }
-    if config.get_password().is_none()
-        && let Some(password) = value("password", "PGPASSWORD").or_else(|| password_file(config, environment))
-    {
-        config.password(password);
+    if !parameters.contains_key("user") {
+        let user = environment("USER").or_else(|| environment("LOGNAME")).or_else(user_of_process);
+        let missing = || Error::Syntax("it names no user, and the process has none".into());
+        parameters.insert("user".to_owned(), user.ok_or_else(missing)?);
+    }
+    if let (false, Some(user)) = (parameters.contains_key("dbname"), parameters.get("user").cloned()) {
+        parameters.insert("dbname".to_owned(), user);
+    }
+    if !parameters.contains_key("host") && !parameters.contains_key("hostaddr") {
+        parameters.insert("host".to_owned(), default_host());
     }
     Ok(())
 }
 
-fn hosts(config: &mut Config, names: Option<String>, addresses: Option<String>) {
-    for address in addresses.iter().flat_map(|list| list.split(',')).filter_map(|text| text.parse().ok()) {
-        config.hostaddr(address);
-    }
-    for name in names.iter().flat_map(|list| list.split(',')).filter(|name| !name.is_empty()) {
-        config.host(name);
-    }
-    if !config.get_hosts().is_empty() || !config.get_hostaddrs().is_empty() {
-        return;
-    }
-    // libpq's compiled-in default: Debian's socket directory, else upstream's, else TCP.
-    match ["/var/run/postgresql", "/tmp"].into_iter().find(|directory| has_socket(Path::new(directory))) {
-        Some(directory) => config.host_path(directory),
-        None => config.host("localhost"),
-    };
+/// libpq's compiled-in default: Debian's socket directory, else upstream's, else TCP.
+fn default_host() -> String {
+    let directory = ["/var/run/postgresql", "/tmp"].into_iter().find(|directory| has_socket(Path::new(directory)));
+    directory.unwrap_or("localhost").to_owned()
 }
 
 fn has_socket(directory: &Path) -> bool {
     std::fs::read_dir(directory).is_ok_and(|entries| {
         entries.flatten().any(|entry| {
-            let name = entry.file_name();
-            name.to_string_lossy().starts_with(".s.PGSQL.") && !name.to_string_lossy().ends_with(".lock")
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.starts_with(".s.PGSQL.") && !name.ends_with(".lock")
         })
     })
 }
 
-fn service(environment: Environment) -> Result<Vec<(String, String)>, Error> {
-    let Some(name) = environment("PGSERVICE") else { return Ok(Vec::new()) };
-    let user_file = environment("PGSERVICEFILE").map(PathBuf::from).or_else(|| home(environment, ".pg_service.conf"));
-    let system_file = PathBuf::from(environment("PGSYSCONFDIR").unwrap_or_else(|| "/etc/postgresql-common".into()));
-    let files: Vec<PathBuf> = user_file.into_iter().chain([system_file.join("pg_service.conf")]).collect();
+/// Containers often have no `USER`: the name is in the user database.
+fn user_of_process() -> Option<String> {
+    let own = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").ok()?).to_string();
+    let users = std::fs::read_to_string("/etc/passwd").ok()?;
+    let line = users.lines().find(|line| line.split(':').nth(2) == Some(&own))?;
+    line.split(':').next().map(str::to_owned)
+}
+
+fn section(name: &str, parameters: &Parameters, environment: Environment) -> Result<Vec<(String, String)>, Error> {
+    let user_file = parameters.get("servicefile").cloned().or_else(|| environment("PGSERVICEFILE")).map(PathBuf::from);
+    let user_file = user_file.or_else(|| home(environment, ".pg_service.conf"));
+    let system = PathBuf::from(environment("PGSYSCONFDIR").unwrap_or_else(|| "/etc/postgresql-common".into()));
+    let files: Vec<PathBuf> = user_file.into_iter().chain([system.join("pg_service.conf")]).collect();
     for text in files.iter().flat_map(std::fs::read_to_string) {
-        let section = format!("[{name}]");
-        let mut lines = text.lines().map(str::trim).skip_while(|line| *line != section);
+        let heading = format!("[{name}]");
+        let mut lines = text.lines().map(str::trim).skip_while(|line| *line != heading);
         if lines.next().is_none() {
             continue;
         }
-        let mut pairs = Vec::new();
-        for line in lines.take_while(|line| !line.starts_with('[')) {
-            if let Some((key, value)) = line.split_once('=').filter(|_| !line.starts_with('#')) {
-                pairs.push((key.trim().to_owned(), value.trim().to_owned()));
-            }
-        }
-        return Ok(pairs);
+        let pairs = lines.take_while(|line| !line.starts_with('[')).filter(|line| !line.starts_with('#'));
+        let pairs = pairs.filter_map(|line| line.split_once('='));
+        return Ok(pairs.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())).collect());
     }
     let searched: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-    Err(Error::Service(name, searched.join(", ")))
+    Err(Error::Service(name.to_owned(), searched.join(", ")))
 }
 
-/// `host:port:database:user:password` lines, `*` matches anything, `\` escapes.
-fn password_file(config: &Config, environment: Environment) -> Option<String> {
-    let file = environment("PGPASSFILE").map(PathBuf::from).or_else(|| home(environment, ".pgpass"))?;
-    let host = match config.get_hosts().first() {
-        Some(Host::Tcp(name)) => name.clone(),
-        _ => "localhost".into(),
-    };
-    let port = config.get_ports().first().copied().unwrap_or(5432).to_string();
-    let wanted = [host.as_str(), &port, config.get_dbname()?, config.get_user()?];
+/// The password for one host: `host:port:database:user:password` lines, `*` matches anything, `\` escapes.
+pub(super) fn password(parameters: &Parameters, host: &str, port: u16, environment: Environment) -> Option<String> {
+    if let Some(password) = parameters.get("password") {
+        return Some(password.clone());
+    }
+    let file = parameters.get("passfile").map(PathBuf::from).or_else(|| home(environment, ".pgpass"))?;
+    // The default socket directories go by the name localhost.
+    let host = if matches!(host, "/var/run/postgresql" | "/tmp") { "localhost" } else { host };
+    let wanted = [host, &port.to_string(), parameters.get("dbname")?, parameters.get("user")?];
     std::fs::read_to_string(file).ok()?.lines().find_map(|line| {
         let fields = fields(line);
         let (password, pattern) = fields.split_last().filter(|(_, pattern)| pattern.len() == wanted.len())?;
@@ -135,27 +125,35 @@ fn home(environment: Environment, file: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dsn::Dsn;
+    use super::super::dsn::{Dsn, Error};
 
     #[test]
     fn variables_service_and_password_file() {
         let directory = tempfile::tempdir().unwrap();
         let service = directory.path().join("service");
-        std::fs::write(&service, "[other]\nhost=no\n[shop]\nhost=db.example\nport=6000\n# c\ndbname=shop\n").unwrap();
+        let text =
+            "[other]\nhost=no\n[shop]\nhost=db.example,b\nport=6000\n# c\ndbname=shop\n[tls]\nsslmode=verify-full\n";
+        std::fs::write(&service, text).unwrap();
         let passwords = directory.path().join("pgpass");
-        std::fs::write(&passwords, "x:*:*:*:no\n*:6000:shop:u:pa\\:ss\n").unwrap();
+        std::fs::write(&passwords, "x:*:*:*:no\nb:*:*:*:second\n*:6000:shop:u:pa\\:ss\n").unwrap();
         let environment = |name: &str| match name {
-            "PGSERVICE" => Some("shop".into()),
             "PGSERVICEFILE" => Some(service.display().to_string()),
             "PGPASSFILE" => Some(passwords.display().to_string()),
             "PGUSER" => Some("u".into()),
             "PGHOST" => Some("not-this".into()),
+            "PGPORT" => Some("7000".into()),
             _ => None,
         };
-        let dsn = Dsn::parse(None, &environment).unwrap();
-        let endpoint = dsn.endpoints().remove(0);
-        assert_eq!(endpoint.to_string(), "db.example:6000");
-        assert_eq!(endpoint.config().get_password(), Some(&b"pa:ss"[..]));
+        let dsn = Dsn::parse(Some("service=shop"), &environment).unwrap();
+        let [first, second] = dsn.endpoints() else { panic!() };
+        assert_eq!((first.to_string(), second.to_string()), ("db.example:6000".into(), "b:6000".into()));
+        assert_eq!(first.config().get_password(), Some(&b"pa:ss"[..]));
+        assert_eq!(second.config().get_password(), Some(&b"second"[..]));
         assert_eq!(dsn.database(), "shop");
+        // A variable fills what the DSN leaves open, host or not.
+        assert_eq!(Dsn::parse(Some("host=h"), &environment).unwrap().endpoints()[0].to_string(), "h:7000");
+        // TLS that a service demands is not dropped.
+        assert!(matches!(Dsn::parse(Some("service=tls"), &environment), Err(Error::Tls(_))));
+        assert!(matches!(Dsn::parse(Some("service=none"), &environment), Err(Error::Service(..))));
     }
 }

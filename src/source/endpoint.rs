@@ -1,10 +1,18 @@
 //! One server address of a DSN. The SQL session and the replication stream must reach the same server, so both are opened
 //! from the same [`Endpoint`].
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use tokio_postgres::Config;
-use tokio_postgres::config::Host;
+
+use super::dsn::{Error, Parameters};
+
+/// A connection that is cut without a word is noticed by the kernel after this much silence ...
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// ... and this many probes, this far apart; data that nobody acknowledges, after [`USER_TIMEOUT`].
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A DSN narrowed to one host.
 #[derive(Clone)]
@@ -23,33 +31,48 @@ pub enum Address {
 }
 
 impl Endpoint {
-    /// Splits a configuration with several hosts into one endpoint per host, in order.
-    pub fn all(config: &Config) -> Vec<Endpoint> {
-        let ports = config.get_ports();
-        let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5432);
-        let hosts = config.get_hosts();
-        let addresses = config.get_hostaddrs();
-        (0..hosts.len().max(addresses.len()))
-            .map(|index| {
-                let mut narrowed = without_hosts(config);
-                narrowed.port(port(index));
-                // `hostaddr` outranks `host`, as in libpq; the name then only serves certificates.
-                let address = match (addresses.get(index), hosts.get(index)) {
-                    (Some(ip), _) => Address::Tcp(ip.to_string(), port(index)),
-                    (None, Some(Host::Unix(directory))) => {
-                        Address::Unix(directory.join(format!(".s.PGSQL.{}", port(index))))
-                    }
-                    (None, Some(Host::Tcp(name))) => Address::Tcp(name.clone(), port(index)),
-                    (None, None) => Address::Tcp("localhost".into(), port(index)),
-                };
-                match (&address, hosts.get(index)) {
-                    (_, Some(Host::Unix(directory))) => narrowed.host_path(directory),
-                    (Address::Tcp(name, _), _) => narrowed.host(name),
-                    (Address::Unix(path), _) => narrowed.host_path(path),
-                };
-                Endpoint { config: narrowed, address }
-            })
-            .collect()
+    /// One endpoint per host of the parameters, in order; `password` finds that of one host.
+    pub(super) fn all(
+        parameters: &Parameters,
+        password: impl Fn(&str, u16) -> Option<String>,
+    ) -> Result<Vec<Endpoint>, Error> {
+        let list =
+            |name: &str| parameters.get(name).map(|list| list.split(',').collect::<Vec<_>>()).unwrap_or_default();
+        let (hosts, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
+        let mut endpoints = Vec::new();
+        for index in 0..hosts.len().max(addresses.len()) {
+            let port = match ports.get(index).or(ports.first()) {
+                None | Some(&"") => 5432,
+                Some(text) => text.trim().parse().map_err(|_| Error::Syntax("a port is not a number".into()))?,
+            };
+            let name = hosts.get(index).copied().filter(|name| !name.is_empty());
+            let mut config = shared(parameters)?;
+            config.port(port);
+            // `hostaddr` outranks `host`; the name then only picks the password (and, one day, the certificate).
+            let address = match (addresses.get(index).filter(|address| !address.is_empty()), name) {
+                (Some(address), _) => {
+                    let parsed = address.trim().parse();
+                    config.hostaddr(parsed.map_err(|_| Error::Syntax("hostaddr is not an IP address".into()))?);
+                    config.host(name.unwrap_or(address));
+                    Address::Tcp(address.trim().to_owned(), port)
+                }
+                (None, Some(directory)) if directory.starts_with('/') => {
+                    config.host_path(directory);
+                    Address::Unix(PathBuf::from(directory).join(format!(".s.PGSQL.{port}")))
+                }
+                (None, name) => {
+                    let name = name.unwrap_or("localhost").trim();
+                    config.host(name);
+                    Address::Tcp(name.to_owned(), port)
+                }
+            };
+            let host = name.or(addresses.get(index).copied()).unwrap_or("localhost");
+            if let Some(password) = password(host, port) {
+                config.password(password);
+            }
+            endpoints.push(Endpoint { config, address });
+        }
+        Ok(endpoints)
     }
 
     /// Where it is.
@@ -61,28 +84,37 @@ impl Endpoint {
     pub fn config(&self) -> &Config {
         &self.config
     }
+
+    /// How long opening a connection may take.
+    pub fn connect_timeout(&self) -> Duration {
+        self.config.get_connect_timeout().copied().unwrap_or(Duration::from_secs(10))
+    }
 }
 
-/// Everything of a configuration but its hosts and ports: `Config` can add hosts and cannot remove them.
-fn without_hosts(config: &Config) -> Config {
-    let mut fresh = Config::new();
-    if let Some(user) = config.get_user() {
-        fresh.user(user);
+/// Everything of the parameters but hosts, ports and password.
+fn shared(parameters: &Parameters) -> Result<Config, Error> {
+    let mut config = Config::new();
+    let number = |name: &str| match parameters.get(name) {
+        None => Ok(None),
+        Some(text) => text.parse::<u64>().map(Some).map_err(|_| Error::Syntax(format!("{name} is not a number"))),
+    };
+    let seconds = |name: &str, default: Duration| Ok::<_, Error>(number(name)?.map_or(default, Duration::from_secs));
+    if let Some(user) = parameters.get("user") {
+        config.user(user);
     }
-    if let Some(password) = config.get_password() {
-        fresh.password(password);
+    if let Some(name) = parameters.get("dbname") {
+        config.dbname(name);
     }
-    if let Some(name) = config.get_dbname() {
-        fresh.dbname(name);
+    if let Some(options) = parameters.get("options") {
+        config.options(options);
     }
-    if let Some(options) = config.get_options() {
-        fresh.options(options);
-    }
-    if let Some(limit) = config.get_connect_timeout() {
-        fresh.connect_timeout(*limit);
-    }
-    fresh.keepalives(config.get_keepalives()).keepalives_idle(config.get_keepalives_idle());
-    fresh
+    config.connect_timeout(seconds("connect_timeout", Duration::from_secs(10))?.max(Duration::from_secs(1)));
+    config.keepalives(number("keepalives")? != Some(0));
+    config.keepalives_idle(seconds("keepalives_idle", KEEPALIVE_IDLE)?);
+    config.keepalives_interval(seconds("keepalives_interval", KEEPALIVE_INTERVAL)?);
+    config.keepalives_retries(number("keepalives_count")?.map_or(KEEPALIVE_PROBES, |probes| probes as u32));
+    config.tcp_user_timeout(number("tcp_user_timeout")?.map_or(USER_TIMEOUT, Duration::from_millis));
+    Ok(config)
 }
 
 impl fmt::Display for Endpoint {

@@ -1,6 +1,8 @@
 //! The SQL session beside the stream: it answers the fence, reads the catalog, and its end is the sign to let go of the
 //! stream (a fast shutdown ends backends first and then waits for us).
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +26,14 @@ pub const PINNED: [(&str, &str); 9] = [
     ("synchronous_commit", "local"),
     ("statement_timeout", "0"),
 ];
+
+/// Switches every limit off that role or database may set, as far as this version knows it: a stream that goes on for
+/// months is idle, and in one transaction, for longer than any of them.
+pub const UNLIMITED: &str = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN \
+    ('statement_timeout', 'transaction_timeout', 'idle_session_timeout', 'idle_in_transaction_session_timeout')";
+
+/// Our queries take milliseconds; one that takes this long is not coming back.
+pub const QUERY_LIMIT: Duration = Duration::from_secs(10);
 
 /// An open session. Dropping it closes the connection.
 pub struct Session {
@@ -56,6 +66,13 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
+impl Error {
+    /// The server did not answer a query in time.
+    pub fn mute() -> Error {
+        Error::Away(format!("no answer within {QUERY_LIMIT:?}"))
+    }
+}
+
 /// tokio-postgres says "error connecting to server"; what the operating system said is further down.
 fn deepest(error: &dyn std::error::Error) -> String {
     let mut cause = error;
@@ -70,15 +87,14 @@ impl Session {
     pub async fn open(endpoint: &Endpoint, name: &str) -> Result<Session, Error> {
         let mut config = endpoint.config().clone();
         config.application_name(name);
-        let limit = config.get_connect_timeout().copied().unwrap_or(Duration::from_secs(10));
+        let limit = endpoint.connect_timeout();
         let connecting = timeout(limit, config.connect(NoTls));
         let (client, connection) =
             connecting.await.map_err(|_| Error::Away(format!("no answer within {limit:?}")))??;
         let session = Session { client: Arc::new(client), driver: tokio::spawn(connection) };
-        // SET, not startup options: poolers pass it on, and idle_session_timeout is not known to PostgreSQL 13.
-        let mut pins: String = PINNED.iter().map(|(name, value)| format!("SET {name} = '{value}';")).collect();
-        pins.push_str("SET idle_session_timeout = 0; SET idle_in_transaction_session_timeout = 0;");
-        session.execute(&pins).await?;
+        // SET, not startup options: poolers pass it on.
+        let pins: String = PINNED.iter().map(|(name, value)| format!("SET {name} = '{value}';")).collect();
+        session.rows(&format!("{pins} {UNLIMITED}")).await?;
         Ok(session)
     }
 
@@ -87,19 +103,25 @@ impl Session {
         Ok(self.client.batch_execute(sql).await?)
     }
 
-    /// Runs one query by the simple protocol: every value is text, and poolers need no prepared statements.
+    /// Runs one query by the simple protocol: every value is text, and poolers need no prepared statements. A server that
+    /// does not answer within [`QUERY_LIMIT`] is gone.
     pub async fn rows(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, Error> {
-        Ok(rows(self.client.simple_query(sql).await?))
+        let answer = timeout(QUERY_LIMIT, self.client.simple_query(sql));
+        Ok(rows(answer.await.map_err(|_| Error::mute())??))
+    }
+
+    /// The same beside a loop: the query runs while the future is polled, and does not borrow the session.
+    pub fn ask(&self, sql: &'static str) -> Pin<Box<dyn Future<Output = Result<Vec<SimpleQueryRow>, Error>>>> {
+        let client = self.client.clone();
+        Box::pin(async move {
+            let answer = timeout(QUERY_LIMIT, client.simple_query(sql));
+            Ok(rows(answer.await.map_err(|_| Error::mute())??))
+        })
     }
 
     /// First column of the first row.
     pub async fn value(&self, sql: &str) -> Result<Option<String>, Error> {
         Ok(self.rows(sql).await?.first().and_then(|row| row.get(0)).map(str::to_owned))
-    }
-
-    /// A handle for queries that run beside the loop.
-    pub fn client(&self) -> Arc<Client> {
-        self.client.clone()
     }
 
     /// Ends when the session has ended, with the reason. Cancel-safe, but once it has ended the session must be dropped.
@@ -118,7 +140,7 @@ impl Drop for Session {
 }
 
 /// The rows among a simple query's messages.
-pub fn rows(messages: Vec<SimpleQueryMessage>) -> Vec<SimpleQueryRow> {
+fn rows(messages: Vec<SimpleQueryMessage>) -> Vec<SimpleQueryRow> {
     let row = |message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,

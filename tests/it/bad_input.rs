@@ -190,6 +190,9 @@ async fn tables_and_columns_that_do_not_exist() {
     let words = ["rules.yaml:6:16", "no column `nam`", "did you mean `name`?", "   |                ^^^^^"];
     refused(&mut world.waltag("postgres", &["check", "--live"]), 65, &words[..3]);
     refused(&mut world.waltag("postgres", &["setup", "--apply"]), 65, &words[..3]);
+    // An escape: what is read does not stand where it is written, so the whole text is the place.
+    rules("first_model", "caf\\u00e9:<nam>");
+    refused(&mut world.waltag("postgres", &["check", "--live"]), 65, &["rules.yaml:6:12", "no column `nam`"]);
 }
 
 #[tokio::test]
@@ -243,7 +246,7 @@ fn settings_and_usage() {
 }
 
 /// Rule files that are wrong: text, code, line, column, and a word of the help.
-const WRONG: [(&str, &str, usize, usize, &str); 27] = [
+const WRONG: [(&str, &str, usize, usize, &str); 28] = [
     ("version: 1\ncaches: [a\nrules: []\n", "yaml", 3, 6, ""),
     ("version: 1\nrules:\n\t- x\n", "yaml", 3, 2, ""),
     ("version: 2\n", "version", 1, 10, "version: 1"),
@@ -273,6 +276,13 @@ const WRONG: [(&str, &str, usize, usize, &str); 27] = [
         "did you mean `lower`?",
     ),
     ("version: 1\nrules:\n  - table: t\n    tags: [\"a:<id|upper:3>\"]\n", "filter-argument", 4, 19, "no argument"),
+    (
+        "version: 1\nrules:\n  - table: t\n    tags: [\"a:<id|lower|python>\"]\n",
+        "filter-argument",
+        4,
+        25,
+        "stands first",
+    ),
     ("version: 1\nrules:\n  - table: t\n    tags: [\"<@tabel>\"]\n", "placeholder", 4, 13, "did you mean `@table`?"),
     (
         "version: 1\nrules:\n  - table: t\n    tags: [a]\n    events: [inserted]\n",

@@ -69,7 +69,7 @@ async fn latency() {
         }
         waits.push(committed.elapsed());
     }
-    let mut show = |name: &str, values: &mut Vec<Duration>| {
+    let show = |name: &str, values: &mut Vec<Duration>| {
         values.sort();
         let at = |share: usize| values[values.len() * share / 100];
         println!("{name}: p50 {:.2?}, p95 {:.2?}, p99 {:.2?}", at(50), at(95), at(99));

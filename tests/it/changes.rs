@@ -339,3 +339,12 @@ async fn an_identity_lost_while_running_is_told_and_renders_no_null() {
     assert_eq!(monitor.unlinked(), ["0 SecondModel", "0 SecondModel.pk:1"]);
     daemon.wait_for("the replica identity does not send the old value");
 }
+
+#[tokio::test]
+async fn a_domain_is_written_like_its_base_type() {
+    let world = World::with("", "CREATE DOMAIN flag AS boolean; CREATE TABLE t (id int PRIMARY KEY, f flag)").await;
+    world.setup(
+        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys, style: python}}, rules: [{table: t, tags: ["f:<f>", "g:<f|plain|upper>"]}]}"#,
+    );
+    assert_eq!(world.stale_after("INSERT INTO t VALUES (1, true)").await, ["0 f:True", "0 g:TRUE"]);
+}

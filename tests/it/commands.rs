@@ -158,3 +158,134 @@ fn the_example_file_loads() {
     let said = succeed(&mut command);
     assert!(said.contains("0 warnings"), "{said}");
 }
+
+/// What setup made is taken away; what was there before is as it was, index identities and odd names included.
+#[tokio::test]
+async fn remove_restores_every_identity() {
+    let schema = "CREATE TABLE ix (a int NOT NULL, b int); CREATE UNIQUE INDEX ix_a ON ix (a);
+        ALTER TABLE ix REPLICA IDENTITY USING INDEX ix_a; CREATE TABLE nothing (id int PRIMARY KEY, b int);
+        ALTER TABLE nothing REPLICA IDENTITY NOTHING; CREATE TABLE \"dot.ted\" (id int PRIMARY KEY, b int);
+        CREATE PUBLICATION other FOR TABLE ix";
+    let world = World::with("", schema).await;
+    world.setup(
+        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [{table: ix, tags: ["b:<b>"]},
+            {table: nothing, tags: ["b:<b>"]}, {table: '"dot.ted"', tags: ["b:<b>"]}]}"#,
+    );
+    let sql = world.sql().await;
+    let identities = async || {
+        let query = "SELECT string_agg(relreplident::text, '' ORDER BY relname) FROM pg_class
+            WHERE relname IN ('ix', 'nothing', 'dot.ted')";
+        sql.query_one(query, &[]).await.unwrap().get::<_, String>(0)
+    };
+    assert_eq!(identities().await, "fff");
+    // Removed while a table is locked: nothing is forgotten, and the next attempt finishes.
+    let locker = world.sql().await;
+    locker.batch_execute("BEGIN; LOCK nothing IN ACCESS SHARE MODE").await.unwrap();
+    fail(&mut world.waltag("postgres", &["setup", "--remove", "--apply", "--lock-timeout", "50ms"]), 69);
+    assert_eq!(identities().await, "fff");
+    locker.batch_execute("ROLLBACK").await.unwrap();
+    succeed(&mut world.waltag("postgres", &["setup", "--remove", "--apply"]));
+    assert_eq!(identities().await, "din");
+    sql.batch_execute("INSERT INTO ix VALUES (1, 1); UPDATE ix SET b = 2").await.unwrap();
+}
+
+/// An apply that is interrupted is taken up again, and what it changed first is still restored.
+#[tokio::test]
+async fn apply_is_resumable() {
+    let schema = "CREATE TABLE a (id int PRIMARY KEY, v int); CREATE TABLE b (id int PRIMARY KEY, v int)";
+    let world = World::with("", schema).await;
+    world.rules(
+        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [{table: a, tags: ["v:<v>"]}, {table: b, tags: ["v:<v>"]}]}"#,
+    );
+    let (sql, locker) = (world.sql().await, world.sql().await);
+    let state = async || {
+        let query =
+            "SELECT string_agg(relreplident::text, '' ORDER BY relname) FROM pg_class WHERE relname IN ('a', 'b')";
+        sql.query_one(query, &[]).await.unwrap().get::<_, String>(0)
+    };
+    locker.batch_execute("BEGIN; LOCK b IN ACCESS SHARE MODE").await.unwrap();
+    fail(&mut world.waltag("postgres", &["setup", "--apply", "--lock-timeout", "50ms"]), 69);
+    assert_eq!(state().await, "fd");
+    locker.batch_execute("ROLLBACK").await.unwrap();
+    succeed(&mut world.waltag("postgres", &["setup", "--apply"]));
+    assert_eq!(state().await, "ff");
+    succeed(&mut world.waltag("postgres", &["setup", "--remove", "--apply"]));
+    assert_eq!(state().await, "dd");
+}
+
+/// A publication of somebody else's is neither narrowed nor dropped nor commented on.
+#[tokio::test]
+async fn a_foreign_publication_is_left_alone() {
+    let world = World::new().await;
+    world.rules(RULES);
+    let sql = world.sql().await;
+    sql.batch_execute("CREATE PUBLICATION app FOR TABLE unrelated; COMMENT ON PUBLICATION app IS 'ours'")
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        succeed(&mut world.waltag("postgres", &["setup", "--apply", "--publication", "app"]));
+    }
+    let state = async || {
+        let query = "SELECT string_agg(tablename, ',' ORDER BY tablename) || ' ' ||
+            (SELECT obj_description(oid) FROM pg_publication) FROM pg_publication_tables";
+        sql.query_one(query, &[]).await.unwrap().get::<_, String>(0)
+    };
+    assert_eq!(state().await, "first_model,second_model,unrelated ours");
+    succeed(&mut world.waltag("postgres", &["setup", "--remove", "--apply", "--publication", "app"]));
+    assert_eq!(state().await, "first_model,second_model,unrelated ours");
+}
+
+#[tokio::test]
+async fn an_inheritance_child_made_later_is_published_by_the_next_setup() {
+    let world = World::with(
+        "",
+        "CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE c1 (PRIMARY KEY (id)) INHERITS (parent)",
+    )
+    .await;
+    world.setup(r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [{table: parent, tags: ["<@table>:<id>"]}]}"#);
+    world.sql().await.batch_execute("CREATE TABLE c2 (PRIMARY KEY (id)) INHERITS (parent)").await.unwrap();
+    assert!(succeed(&mut world.waltag("postgres", &["check", "--live"])).contains("uncovered"));
+    succeed(&mut world.waltag("postgres", &["setup", "--apply"]));
+    assert!(succeed(&mut world.waltag("postgres", &["setup", "--apply"])).contains("Nothing to do"));
+    assert_eq!(
+        world.stale_after("INSERT INTO c2 VALUES (5);; INSERT INTO c1 VALUES (6)").await,
+        ["0 parent:5", "0 parent:6"]
+    );
+}
+
+/// A publication that leaves changes out is a silent stale page.
+#[tokio::test]
+async fn a_publication_that_leaves_changes_out_is_refused() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let sql = world.sql().await;
+    for (alter, words) in [
+        ("ALTER PUBLICATION waltag SET (publish = 'insert')", "does not publish update, delete, truncate"),
+        (
+            "ALTER PUBLICATION waltag SET (publish = 'insert, update, delete, truncate', publish_via_partition_root)",
+            "through their root",
+        ),
+        (
+            "ALTER PUBLICATION waltag SET (publish_via_partition_root = false);
+          ALTER PUBLICATION waltag SET TABLE first_model WHERE (id > 5), shop.second_model",
+            "only some rows of public.first_model",
+        ),
+    ] {
+        sql.batch_execute(alter).await.unwrap();
+        for arguments in [&["check", "--live"][..], &["run"]] {
+            let said = fail(&mut world.waltag("waltag", arguments), 65);
+            assert!(said.contains(words), "{words}:\n{said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn run_setup_waits_for_a_server_that_is_still_starting() {
+    let mut world = World::new().await;
+    world.rules(RULES);
+    world.postgres.stop("fast", std::time::Duration::from_secs(20)).unwrap();
+    let daemon = world.start(&mut world.waltag("postgres", &["run", "--setup"]));
+    daemon.wait_for("trying again");
+    world.postgres.launch().unwrap();
+    daemon.wait_for("ready");
+}

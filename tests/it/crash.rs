@@ -134,3 +134,77 @@ async fn an_idle_publication_on_a_busy_server_does_not_pin_its_wal() {
     }
     world.settled(&sql).await;
 }
+
+/// A full Redis refuses the marker and takes deletions: exactly those would free its memory.
+#[tokio::test]
+async fn a_full_redis_still_gets_its_invalidations() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let sql = world.sql().await;
+    let mut cache = world.cache(1).await;
+    redis::cmd("SET").arg("FirstModel.pk:1").arg("cached").exec_async(&mut cache).await.unwrap();
+    redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg("1").exec_async(&mut cache).await.unwrap();
+    let daemon = world.daemon();
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    world.settled(&sql).await;
+    assert!(!redis::cmd("EXISTS").arg("FirstModel.pk:1").query_async::<bool>(&mut cache).await.unwrap());
+    daemon.wait_for("Redis is full");
+}
+
+/// A firewall that forgets a connection, or a frozen backend: the stream is healthy and the fence never answers.
+#[tokio::test]
+async fn a_mute_sql_session_is_replaced() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let sql = world.sql().await;
+    let daemon = world.daemon();
+    world.settled(&sql).await;
+    let query =
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'waltag' AND backend_type = 'client backend'";
+    let pid: i32 = sql.query_one(query, &[]).await.unwrap().get(0);
+    signal(pid as u32, "STOP");
+    let monitor = Monitor::start(world.redis.port);
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    daemon.wait_for("no answer within");
+    world.settled(&sql).await;
+    assert_eq!(monitor.unlinked(), ["1 FirstModel.pk:1"]);
+    signal(pid as u32, "CONT");
+}
+
+/// A stream that breaks at once is tried again ever more slowly.
+#[tokio::test]
+async fn a_publication_that_is_younger_than_the_slot_is_no_hot_loop() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let sql = world.sql().await;
+    let daemon = world.daemon();
+    let begin = std::time::Instant::now();
+    sql.batch_execute("DROP PUBLICATION waltag; INSERT INTO first_model VALUES (1); CREATE PUBLICATION waltag FOR TABLE first_model, shop.second_model")
+        .await
+        .unwrap();
+    daemon.wait_for_count("streaming server", 7);
+    assert!(begin.elapsed() > Duration::from_secs(1), "six attempts within {:?}", begin.elapsed());
+}
+
+/// A migration holds a lock on a table: the start waits in small steps, says so, and a signal still ends it.
+#[tokio::test]
+async fn a_locked_table_does_not_hold_up_a_stop() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let locker = world.sql().await;
+    locker.batch_execute("BEGIN; LOCK first_model IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    // A new slot waits for writers; the one that it waits for is named.
+    let daemon = world.start(&mut world.waltag("waltag", &["run", "--lock-timeout", "100ms"]));
+    daemon.wait_for("the oldest is of process");
+    assert_eq!(daemon.stop(), Some(0));
+    locker.batch_execute("ROLLBACK").await.unwrap();
+    world.daemon().stop();
+    locker.batch_execute("BEGIN; LOCK first_model IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let daemon = world.start(&mut world.waltag("waltag", &["run", "--lock-timeout", "100ms"]));
+    daemon.wait_for("lock timeout");
+    assert_eq!(daemon.stop(), Some(0));
+    let daemon = world.start(&mut world.waltag("waltag", &["run", "--lock-timeout", "100ms"]));
+    daemon.wait_for("lock timeout");
+    locker.batch_execute("ROLLBACK").await.unwrap();
+    daemon.wait_for("ready");
+}

@@ -102,6 +102,23 @@ async fn becoming_a_synchronous_standby_closes_the_stream_and_says_why() {
     waiting.await.unwrap().unwrap();
 }
 
+/// The same while nothing waits behind the fence and Redis is stopped: nothing but a regular look would notice.
+#[tokio::test]
+async fn becoming_a_synchronous_standby_is_noticed_in_idleness() {
+    let world = synchronous().await;
+    let sql = world.sql().await;
+    let daemon = world.daemon();
+    world.settled(&sql).await;
+    crate::support::signal(world.redis.pid().unwrap(), "STOP");
+    set(&world, "synchronous_standby_names = '*'", &sql).await;
+    let writer = world.sql().await;
+    let waiting = tokio::spawn(async move { writer.batch_execute("INSERT INTO unrelated VALUES (1)").await });
+    daemon.wait_for("would make waltag a synchronous standby");
+    crate::support::signal(world.redis.pid().unwrap(), "CONT");
+    set(&world, "", &sql).await;
+    waiting.await.unwrap().unwrap();
+}
+
 /// 4 writers, 5,000 commits: when a tag changes in Redis, a fresh snapshot sees its row.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_tag_changes_after_its_row_can_be_seen() {
@@ -200,7 +217,7 @@ async fn nothing_is_confirmed_before_redis_answers() {
     .await;
     // Two status updates that the server has taken: neither confirms the change.
     for _ in 0..2 {
-        let last: std::time::SystemTime = reply_time(&sql).await;
+        let last = reply_time(&sql).await;
         until("a status update arrives", || async { reply_time(&sql).await > last }).await;
     }
     let query = format!("SELECT confirmed_flush_lsn <= '{before}' FROM pg_replication_slots");
@@ -209,7 +226,7 @@ async fn nothing_is_confirmed_before_redis_answers() {
     world.settled(&sql).await;
 }
 
-async fn reply_time(sql: &Client) -> std::time::SystemTime {
+async fn reply_time(sql: &Client) -> Option<std::time::SystemTime> {
     let query = "SELECT reply_time FROM pg_stat_replication WHERE application_name = 'waltag'";
     sql.query_one(query, &[]).await.unwrap().get(0)
 }

@@ -10,6 +10,7 @@ use postgres_protocol::message::{backend, frontend};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_postgres::Config;
 
 use super::super::endpoint::{Address, Endpoint};
 use super::super::lsn::Lsn;
@@ -76,6 +77,7 @@ impl Connection {
             Address::Tcp(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
+                keep_alive(&stream, endpoint.config())?;
                 Box::new(stream)
             }
             Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
@@ -254,6 +256,22 @@ impl Connection {
         timeout(WRITE_LIMIT, self.socket.write_all_buf(&mut self.write)).await.map_err(|_| stalled())??;
         Ok(())
     }
+}
+
+/// The same signs of life that tokio-postgres gives the SQL session.
+fn keep_alive(stream: &TcpStream, config: &Config) -> std::io::Result<()> {
+    let socket = socket2::SockRef::from(stream);
+    if config.get_keepalives() {
+        let mut probes = socket2::TcpKeepalive::new().with_time(config.get_keepalives_idle());
+        if let Some(interval) = config.get_keepalives_interval() {
+            probes = probes.with_interval(interval);
+        }
+        if let Some(retries) = config.get_keepalives_retries() {
+            probes = probes.with_retries(retries);
+        }
+        socket.set_tcp_keepalive(&probes)?;
+    }
+    socket.set_tcp_user_timeout(config.get_tcp_user_timeout().copied())
 }
 
 fn server_error(fields: backend::ErrorFields<'_>) -> Error {

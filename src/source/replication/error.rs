@@ -55,7 +55,9 @@ impl Error {
             "53400" => config(
                 "Raise max_replication_slots or drop a slot that is not used (it needs a restart of PostgreSQL).",
             ),
-            "42704" => config("Run `waltag setup --apply` as the database's owner."),
+            "42704" => config(
+                "Run `waltag setup --apply` as the database's owner. If the publication is there, it is younger than the slot, which still reads what came before it: stop waltag, drop the slot (SELECT pg_drop_replication_slot), start it again, and make the caches stale.",
+            ),
             "55006" => Error { sentence: said, kind: Kind::Standby },
             // PgBouncer reports what it does not pass on with this code.
             "08P01" if error.message.contains("replication") || error.message.contains("startup parameter") => {

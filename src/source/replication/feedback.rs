@@ -14,6 +14,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const AFTER_CONFIRMATION: Duration = Duration::from_millis(10);
 /// Between two answers to keepalives that ask.
 const AFTER_REQUEST: Duration = Duration::from_millis(100);
+/// After this much silence we ask for an answer ourselves.
+const ASK_AFTER: Duration = Duration::from_secs(10);
 
 /// The state of our answers on one connection.
 pub struct Feedback {
@@ -22,12 +24,20 @@ pub struct Feedback {
     told: Lsn,
     asked: bool,
     last: Instant,
+    heard: Instant,
 }
 
 impl Feedback {
     /// Starts with what the caches have acknowledged already.
     pub fn new(confirmed: Lsn) -> Feedback {
-        Feedback { received: confirmed, confirmed, told: Lsn(0), asked: false, last: Instant::now() }
+        Feedback {
+            received: confirmed,
+            confirmed,
+            told: Lsn(0),
+            asked: false,
+            last: Instant::now(),
+            heard: Instant::now(),
+        }
     }
 
     /// The stream has brought everything up to here.
@@ -46,6 +56,16 @@ impl Feedback {
         self.asked = true;
     }
 
+    /// The server said something, or is not listened to: it is not silent.
+    pub fn heard(&mut self) {
+        self.heard = Instant::now();
+    }
+
+    /// How long the server has said nothing although it was asked.
+    pub fn silence(&self) -> Duration {
+        self.heard.elapsed()
+    }
+
     /// When the next update is due.
     pub fn due(&self) -> Instant {
         let wait = match (self.confirmed > self.told, self.asked) {
@@ -58,7 +78,7 @@ impl Feedback {
 
     /// Sends an update.
     pub async fn send(&mut self, connection: &mut Connection) -> Result<(), Error> {
-        connection.status(self.received, self.confirmed, false).await?;
+        connection.status(self.received, self.confirmed, self.silence() > ASK_AFTER).await?;
         self.told = self.confirmed;
         self.asked = false;
         self.last = Instant::now();

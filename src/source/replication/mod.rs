@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use super::dsn::Dsn;
 use super::endpoint::Endpoint;
-use super::session::{PINNED, Session, literal};
+use super::lsn::Lsn;
+use super::session::{PINNED, Session, UNLIMITED, literal};
 use connection::Connection;
 use error::{Error, Kind};
 use slot::Names;
@@ -48,7 +49,7 @@ pub struct Server {
 pub async fn open(dsn: &Dsn, names: &Names, lock_timeout: Duration) -> Result<Source, Error> {
     let mut worst: Option<Error> = None;
     for endpoint in dsn.endpoints() {
-        match open_at(&endpoint, names, lock_timeout).await {
+        match open_at(endpoint, names, lock_timeout).await {
             Ok(source) => return Ok(source),
             // With several hosts, one that is away may be the primary: then waiting helps.
             Err(error) if worst.as_ref().is_none_or(|worst| matches!(worst.kind, Kind::Permanent(_))) => {
@@ -66,18 +67,18 @@ async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration) -> 
     let session = session.map_err(|error| Error::session("connecting", &place, &error))?;
     slot::verify_server(&session, names, &place).await?;
     slot::verify_publication(&session, names, &place).await?;
+    // A migration that holds a lock on a table of ours must not hold up the whole start.
+    let limit = format!("SET lock_timeout = {}", lock_timeout.as_millis());
+    session.execute(&limit).await.map_err(|error| Error::session("connecting", &place, &error))?;
     let mut settings = PINNED.to_vec();
-    settings.extend([
-        ("idle_session_timeout", "0"),
-        ("wal_sender_timeout", WAL_SENDER_TIMEOUT),
-        ("application_name", names.slot.as_str()),
-    ]);
+    settings.extend([("wal_sender_timeout", WAL_SENDER_TIMEOUT), ("application_name", names.slot.as_str())]);
     let connecting = Connection::open(endpoint, &settings);
-    let limit = endpoint.config().get_connect_timeout().copied().unwrap_or(Duration::from_secs(10));
+    let limit = endpoint.connect_timeout();
     let connection = tokio::time::timeout(limit, connecting)
         .await
         .map_err(|_| Error::away(format!("{place} does not answer a replication connection within {limit:?}")))?;
     let mut connection = connection.map_err(|error| replication_refused(&place, &error))?;
+    verify_same_server(&session, &mut connection, &place).await?;
     let identified = connection.query("IDENTIFY_SYSTEM").await;
     let identified = identified.map_err(|error| Error::stream("IDENTIFY_SYSTEM", &place, &error))?;
     let field = |index: usize| identified.first().and_then(|row| row.get(index)?.clone()).unwrap_or_default();
@@ -86,6 +87,21 @@ async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration) -> 
     let server = Server { system: field(0), timeline: field(1), crash };
     slot::ensure(&mut connection, &session, names, lock_timeout, &place).await?;
     Ok(Source { session, connection, server, place })
+}
+
+/// A name with several addresses, or a proxy during a switchover, can lead to two servers; the fence would then ask one
+/// about the other's transactions.
+async fn verify_same_server(session: &Session, connection: &mut Connection, place: &str) -> Result<(), Error> {
+    let query = "SELECT pg_postmaster_start_time()::text || ' ' || pg_is_in_recovery()::text";
+    let ours =
+        session.value(query).await.map_err(|error| Error::session("comparing both connections", place, &error))?;
+    let failed = |error| Error::stream("comparing both connections", place, &error);
+    connection.query(UNLIMITED).await.map_err(failed)?;
+    let theirs = connection.query(query).await.map_err(failed)?.into_iter().flatten().next().flatten();
+    if ours == theirs {
+        return Ok(());
+    }
+    Err(Error::away(format!("{place} leads to two servers; the SQL session and the stream must reach the same one")))
 }
 
 /// A pooler that does not know replication may just hang up.
@@ -109,5 +125,16 @@ impl Source {
         );
         let started = self.connection.start_replication(&command).await;
         started.map_err(|error| Error::stream("starting the stream", &self.place, &error))
+    }
+
+    /// Where the server goes on: the slot is ours now, nobody else can move it.
+    pub async fn confirmed(&self, names: &Names) -> Result<Lsn, Error> {
+        let query = format!(
+            "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = {}",
+            literal(&names.slot)
+        );
+        let value = self.session.value(&query).await;
+        let value = value.map_err(|error| Error::session("reading the slot", &self.place, &error))?;
+        Ok(value.and_then(|text| text.parse().ok()).unwrap_or_default())
     }
 }

@@ -5,7 +5,7 @@
 
 use super::super::lsn::{Lsn, Xid};
 
-/// A message of the stream. Those that waltag has no use for (Origin, Type) are [`Message::Other`].
+/// A message of the stream. Origin, which waltag has no use for, is [`Message::Other`].
 #[derive(Debug, PartialEq)]
 #[expect(missing_docs, reason = "the fields' names are the manual's")]
 pub enum Message<'a> {
@@ -23,7 +23,9 @@ pub enum Message<'a> {
     Delete { relation: u32, old: Old<'a> },
     /// Emptied tables: leaves of a partitioned table, never its root.
     Truncate { relations: Relations<'a> },
-    /// Origin and Type.
+    /// A type that is not built in; `name` is that of its base type when it is a domain.
+    Type { oid: u32, namespace: &'a str, name: &'a str },
+    /// Origin.
     Other,
 }
 
@@ -147,7 +149,8 @@ impl<'a> Message<'a> {
                 let _options = read.u8()?;
                 Message::Truncate { relations: Relations(read.take(count.checked_mul(4).ok_or(Error::Truncated)?)?) }
             }
-            b'O' | b'Y' => return Ok(Message::Other),
+            b'Y' => Message::Type { oid: read.u32()?, namespace: read.name()?, name: read.name()? },
+            b'O' => return Ok(Message::Other),
             tag => return Err(Error::Tag(tag)),
         };
         match read.0.len() {

@@ -13,6 +13,7 @@ use crate::rules::file::TableName;
 use crate::rules::plan::{Cell, Change, Column, Plan, Unlisted};
 use crate::source::session::{self, Session};
 use crate::tags::Tags;
+use tokio_postgres::types::Type;
 
 /// A relation with its plan.
 pub struct Relation {
@@ -30,7 +31,21 @@ pub struct Relation {
 pub struct Relations {
     known: HashMap<u32, Relation>,
     ancestors: HashMap<u32, Vec<TableName>>,
+    /// Base types of domains.
+    types: HashMap<u32, u32>,
 }
+
+/// Types whose text depends on the style: a domain over one of them is written like it.
+const BASE_TYPES: [Type; 8] = [
+    Type::BOOL,
+    Type::FLOAT4,
+    Type::FLOAT8,
+    Type::NUMERIC,
+    Type::TIMESTAMP,
+    Type::TIMESTAMPTZ,
+    Type::TIME,
+    Type::TIMETZ,
+];
 
 /// Ancestors of members of partitioned or inherited tables: member, ancestor's schema, ancestor's name.
 fn ancestors(condition: &str) -> String {
@@ -55,14 +70,28 @@ impl Relations {
     }
 
     async fn read(&mut self, session: &Session, query: &str) -> Result<(), session::Error> {
-        let mut found: HashMap<u32, Vec<TableName>> = HashMap::new();
         for row in session.rows(query).await? {
             let field = |index| row.get(index).unwrap_or_default().to_owned();
             let Ok(member) = field(0).parse() else { continue };
-            found.entry(member).or_default().push(TableName { schema: field(1), name: field(2) });
+            let ancestor = TableName { schema: field(1), name: field(2) };
+            let known = self.ancestors.entry(member).or_default();
+            if !known.contains(&ancestor) {
+                known.push(ancestor);
+            }
         }
-        self.ancestors.extend(found);
         Ok(())
+    }
+
+    /// Takes a Type message: which base type is behind a domain.
+    pub fn describe_type(&mut self, oid: u32, namespace: &str, name: &str) {
+        let built_in = namespace.is_empty() || namespace == "pg_catalog";
+        if let Some(base) = BASE_TYPES.iter().find(|base| built_in && base.name() == name) {
+            self.types.insert(oid, base.oid());
+        }
+    }
+
+    fn is_new(&self, oid: u32) -> bool {
+        !self.known.contains_key(&oid)
     }
 
     /// Takes a Relation message and compiles its plan.
@@ -72,7 +101,7 @@ impl Relations {
         let table = TableName { schema: schema.to_owned(), name: relation.name.to_owned() };
         let column = |column: &pgoutput::Column| Column {
             name: column.name.to_owned(),
-            type_oid: column.type_oid,
+            type_oid: self.types.get(&column.type_oid).copied().unwrap_or(column.type_oid),
             // Under FULL every column carries the flag, but say so once more: all old values are sent.
             key: column.key || relation.identity == b'f',
         };
@@ -80,6 +109,9 @@ impl Relations {
         let mut tables = vec![table.clone()];
         tables.extend(self.ancestors.get(&relation.oid).into_iter().flatten().cloned());
         let plan = Plan::compile(rules, &tables, &columns);
+        if plan.is_empty() && plan.unfit.is_empty() && self.is_new(relation.oid) {
+            tracing::warn!(%table, "published, but no rule names it: its changes make nothing stale. Was it a partition that was detached or dropped?");
+        }
         for sentence in &plan.unfit {
             tracing::error!(table = %table, "{sentence}; its tags are not made stale");
         }

@@ -97,6 +97,11 @@ pub async fn ensure(
     create(connection, session, slot, lock_timeout, place).await
 }
 
+/// The transaction that a new slot waits for. Locks are visible to every role; the transactions of others' sessions are not.
+const OLDEST_WRITER: &str = "SELECT coalesce('of process ' || l.pid || coalesce(' (' || a.usename || ')', ''), 'a prepared transaction') \
+    FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'transactionid' AND l.granted \
+    AND l.mode = 'ExclusiveLock' AND l.pid IS DISTINCT FROM pg_backend_pid() ORDER BY age(l.transactionid) DESC LIMIT 1";
+
 /// CREATE_REPLICATION_SLOT waits for every transaction that is running; `lock_timeout` bounds that wait, and the one that
 /// holds it up is named.
 async fn create(
@@ -117,11 +122,8 @@ async fn create(
             Ok(())
         }
         Err(super::connection::Error::Server(error)) if error.code == "55P03" => {
-            let blocker = "SELECT pid::text || ' (' || coalesce(nullif(application_name, ''), 'no name') || ', since ' || \
-                           date_trunc('second', now() - xact_start)::text || ')' FROM pg_stat_activity \
-                           WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1";
-            let found = session.value(blocker).await.ok().flatten();
-            let blocker = found.map_or("a prepared or hidden transaction".to_owned(), |pid| format!("process {pid}"));
+            let found = session.value(OLDEST_WRITER).await.ok().flatten();
+            let blocker = found.unwrap_or_else(|| "gone meanwhile".into());
             Err(Error::away(format!(
                 "the slot `{slot}` waits for running transactions to end; the oldest is {blocker}"
             )))

@@ -49,6 +49,12 @@ fn rows() {
 }
 
 #[test]
+fn a_domain_is_told_with_its_base_type() {
+    let domain = bytes("59 00004003 00 626F6F6C00");
+    assert_eq!(Message::parse(&domain), Ok(Message::Type { oid: 0x4003, namespace: "", name: "bool" }));
+}
+
+#[test]
 fn truncate_of_two_tables() {
     let truncate = bytes("54 00000002 00 00004001 00004002");
     let Ok(Message::Truncate { relations }) = Message::parse(&truncate) else { panic!() };
