@@ -4,9 +4,9 @@ use redis::Value;
 use redis::aio::MultiplexedConnection;
 
 use super::Cache;
+use super::batch::Batch;
 use super::command::{self, commands};
 use super::connection::{self, Error};
-use super::lane::Batch;
 
 /// Tags of one pipeline: one round trip each, and a bound on what redis-rs buffers.
 const SLICE: usize = 1_000;

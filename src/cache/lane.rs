@@ -13,6 +13,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep_until};
 
 use super::Cache;
+use super::batch::Batch;
 use super::connection::Error;
 use super::flight::{Outcome, claim, connect, flight};
 use super::marker::{Answer, Marker, Origin};
@@ -25,28 +26,6 @@ const MARKER_INTERVAL: Duration = Duration::from_secs(1);
 /// A marker without tags is written at most this often: a busy database whose changes make nothing stale must not keep
 /// Redis busy.
 const MARKER_PAUSE: Duration = Duration::from_millis(10);
-
-/// Tags that wait, and the position before the oldest transaction among them.
-#[derive(Default)]
-pub struct Batch {
-    /// The tags.
-    pub tags: Tags,
-    /// Nothing after this position may be called done while the batch waits.
-    pub floor: Option<Lsn>,
-}
-
-impl Batch {
-    /// Takes in tags of a transaction that began after `floor`.
-    pub fn add(&mut self, tags: &Tags, floor: Lsn) {
-        self.tags.extend(tags);
-        self.floor = Some(self.floor.map_or(floor, |own| own.min(floor)));
-    }
-
-    fn clear(&mut self) {
-        self.tags.clear();
-        self.floor = None;
-    }
-}
 
 /// One cache at work.
 pub struct Lane {

@@ -3,6 +3,7 @@
 //! [`Cache`] (settings) -> [`dialect`] (keys and operation) -> [`command`] (what is sent) -> [`lane`] (connection, batch
 //! in flight, [`marker`]).
 
+pub mod batch;
 pub mod command;
 pub mod connection;
 pub mod dialect;

@@ -1,5 +1,5 @@
 //! The database's address: a URL or a keyword string (manual: "Connection Strings"), as parameters by libpq's names.
-//! [`super::dsn_defaults`] completes them; [`super::endpoint`] makes one configuration per host of them.
+//! `dsn_defaults` completes them; [`super::endpoint`] makes one configuration per host of them.
 
 use std::collections::BTreeMap;
 
