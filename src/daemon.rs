@@ -132,9 +132,10 @@ impl Daemon {
             }
             _ => {
                 let slot = &self.settings.names.slot;
+                let share = self.settings.tag_memory / 2 / self.rules.caches.len().max(1);
                 let lane = |cache: &crate::cache::Cache| {
                     let marker = Marker::new(&server.system, slot, &cache.name, &self.owner, origin.clone());
-                    Lane::new(cache.clone(), marker)
+                    Lane::new(cache.clone(), marker, share)
                 };
                 Flow::new(self.rules.clone(), self.rules.caches.iter().map(lane).collect())
             }

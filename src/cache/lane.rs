@@ -16,7 +16,8 @@ use super::Cache;
 use super::batch::Batch;
 use super::connection::Error;
 use super::flight::{Outcome, claim, connect, flight};
-use super::marker::{Answer, Marker, Origin};
+use super::marker::{Answer, Marker, Origin, Progress};
+use super::repeats::Repeats;
 use crate::backoff::Backoff;
 use crate::source::lsn::Lsn;
 use crate::tags::Tags;
@@ -37,8 +38,9 @@ pub struct Lane {
     /// A cleared batch whose memory is used again.
     spare: Batch,
     in_flight: Flight,
-    done: Option<Lsn>,
-    written: Option<Lsn>,
+    repeats: Repeats,
+    progress: Option<Progress>,
+    written: Option<Progress>,
     /// When the marker was answered last.
     marked_at: Instant,
     backoff: Backoff,
@@ -56,7 +58,9 @@ pub struct Lane {
 struct Flight {
     floor: Option<Lsn>,
     size: usize,
-    marker: Option<Lsn>,
+    marker: Option<Progress>,
+    /// The batch is a repeat of this queue.
+    repeat: Option<usize>,
 }
 
 /// What the daemon should know.
@@ -77,8 +81,9 @@ pub enum Event {
 }
 
 impl Lane {
-    /// A lane that connects with its first poll.
-    pub fn new(cache: Cache, marker: Marker) -> Lane {
+    /// A lane that connects with its first poll; owed repeats get `share` bytes of memory.
+    pub fn new(cache: Cache, marker: Marker, share: usize) -> Lane {
+        let repeats = Repeats::new(&cache.repeat, share);
         Lane {
             cache,
             marker,
@@ -87,7 +92,8 @@ impl Lane {
             next: Batch::default(),
             spare: Batch::default(),
             in_flight: Flight::default(),
-            done: None,
+            repeats,
+            progress: None,
             written: None,
             marked_at: Instant::now(),
             backoff: Backoff::default(),
@@ -118,9 +124,11 @@ impl Lane {
     /// Everything up to `position` was handed over; what is still owed lowers it. Never goes back: what was done stays done.
     pub fn advance(&mut self, position: Lsn) {
         self.paused = false;
-        let owed = [self.next.floor, self.in_flight.floor].into_iter().flatten().min();
-        let done = owed.map_or(position, |floor| floor.min(position));
-        self.done = self.done.max(Some(done));
+        let first = [self.next.floor, self.in_flight.floor, Some(position)].into_iter().flatten().min();
+        let first = first.unwrap_or(position);
+        let done = self.repeats.floor().map_or(first, |floor| floor.min(first));
+        let before = self.progress.unwrap_or(Progress { done, first });
+        self.progress = Some(Progress { done: before.done.max(done), first: before.first.max(first) });
     }
 
     /// The stream broke: what is owed is still sent, but the marker is not refreshed until [`Lane::advance`].
@@ -130,7 +138,7 @@ impl Lane {
 
     /// The position that this cache has acknowledged in its marker: all of it may be forgotten by the source.
     pub fn marked(&self) -> Option<Lsn> {
-        self.written
+        self.written.map(|progress| progress.done)
     }
 
     /// Has it been claimed, or tried in vain at least once?
@@ -138,14 +146,14 @@ impl Lane {
         self.attempted
     }
 
-    /// Bytes that wait or are under way.
+    /// Bytes that wait for their first pass or are under way; repeats have a share of their own.
     pub fn size(&self) -> usize {
         self.next.tags.size() + self.in_flight.size
     }
 
     /// Nothing waits, nothing is under way, and the marker says so.
     pub fn is_settled(&self) -> bool {
-        self.next.tags.is_empty() && self.in_flight.size == 0 && self.written >= self.done
+        self.next.tags.is_empty() && self.in_flight.size == 0 && self.written >= self.progress
     }
 
     /// Works on; ready when there is something to tell.
@@ -172,13 +180,17 @@ impl Lane {
         }
     }
 
-    /// When there is something to send: tags at once, a marker that moved soon, one that did not after a while.
+    /// When there is something to send: tags at once, a repeat when it is due, a marker that moved soon, one that did not
+    /// after a while.
     fn due(&self) -> Instant {
-        match (self.next.tags.is_empty(), self.done > self.written, self.paused || self.done.is_none()) {
-            (false, _, _) => Instant::now(),
-            (true, _, true) => Instant::now() + MARKER_INTERVAL,
-            (true, true, false) => self.marked_at + MARKER_PAUSE,
-            (true, false, false) => self.marked_at + MARKER_INTERVAL,
+        let marker = match (self.progress > self.written, self.paused || self.progress.is_none()) {
+            (_, true) => Instant::now() + MARKER_INTERVAL,
+            (true, false) => self.marked_at + MARKER_PAUSE,
+            (false, false) => self.marked_at + MARKER_INTERVAL,
+        };
+        match self.next.tags.is_empty() {
+            false => Instant::now(),
+            true => self.repeats.due().map_or(marker, |repeat| repeat.min(marker)),
         }
     }
 
@@ -191,12 +203,24 @@ impl Lane {
             return rest_until(due);
         }
         // The marker tells of the batches before this one, all of whose replies were good.
-        let moved = self.done > self.written || Instant::now() >= self.marked_at + MARKER_INTERVAL;
-        let marker = self.done.filter(|_| moved && !self.paused);
-        let write = marker.map(|done| self.marker.write(Some(done)));
-        let batch = std::mem::replace(&mut self.next, std::mem::take(&mut self.spare));
-        self.in_flight = Flight { floor: batch.floor, size: batch.tags.size().max(1), marker };
+        let moved = self.progress > self.written || Instant::now() >= self.marked_at + MARKER_INTERVAL;
+        let marker = self.progress.filter(|_| moved && !self.paused);
+        let write = marker.map(|progress| self.marker.write(Some(progress)));
+        let (batch, repeat) = self.next_batch();
+        self.in_flight = Flight { floor: batch.floor, size: batch.tags.size().max(1), marker, repeat };
         Box::pin(flight(self.cache.clone(), connection, write, batch))
+    }
+
+    /// First passes go before repeats.
+    fn next_batch(&mut self) -> (Batch, Option<usize>) {
+        if self.next.tags.is_empty() {
+            match self.repeats.take(Instant::now()) {
+                Ok(Some((queue, tags))) => return (Batch { tags, floor: None }, Some(queue)),
+                Ok(None) => {}
+                Err(error) => tracing::error!(cache = self.cache.name, "owed repeats cannot be read back: {error}"),
+            }
+        }
+        (std::mem::replace(&mut self.next, std::mem::take(&mut self.spare)), None)
     }
 
     fn finish(&mut self, outcome: Outcome) -> Option<Event> {
@@ -213,9 +237,10 @@ impl Lane {
             Outcome::Connected(connected) => {
                 let (connection, owner, seq) = *connected;
                 self.marker.found(owner, seq);
-                self.work = Some(Box::pin(claim(self.cache.clone(), connection.clone(), self.marker.write(self.done))));
+                self.work =
+                    Some(Box::pin(claim(self.cache.clone(), connection.clone(), self.marker.write(self.progress))));
                 self.connection = Some(connection);
-                self.in_flight.marker = self.done;
+                self.in_flight.marker = self.progress;
                 None
             }
             Outcome::Claimed(Ok(answer)) => Some(match self.marked_by(&answer) {
@@ -229,26 +254,42 @@ impl Lane {
                     refusal
                 }
             }),
-            Outcome::Landed { mut batch, marker, result } => {
-                let sent = batch.tags.len();
+            Outcome::Landed { batch, marker, result } => {
                 let refusal = marker.and_then(|answer| self.marked_by(&answer));
-                self.in_flight = Flight::default();
-                if let Err(error) = result {
-                    // Sent again as a whole: an invalidation may be repeated at will.
-                    let floor = batch.floor.unwrap_or_default();
-                    self.add(&batch.tags, floor);
-                    return Some(self.fail(error));
+                let flight = std::mem::take(&mut self.in_flight);
+                match result {
+                    Ok(()) => self.landed(batch, flight, refusal),
+                    Err(error) => {
+                        // A first pass is sent again as a whole, a repeat is still owed: both may be repeated at will.
+                        if flight.repeat.is_none() {
+                            self.add(&batch.tags, batch.floor.unwrap_or_default());
+                        }
+                        Some(self.fail(error))
+                    }
                 }
-                batch.clear();
-                self.spare = batch;
-                self.backoff.reset();
-                refusal.or(match sent {
-                    0 => Some(Event::Marked),
-                    sent => Some(Event::Sent(sent)),
-                })
             }
             Outcome::Claimed(Err(error)) | Outcome::Failed(error) => Some(self.fail(error)),
         }
+    }
+
+    fn landed(&mut self, batch: Batch, flight: Flight, refusal: Option<Event>) -> Option<Event> {
+        self.backoff.reset();
+        let sent = batch.tags.len();
+        let spare = match flight.repeat {
+            Some(queue) => {
+                self.repeats.done(queue, sent);
+                Some(batch)
+            }
+            None => self.repeats.owe(batch),
+        };
+        if let Some(mut spare) = spare {
+            spare.clear();
+            self.spare = spare;
+        }
+        refusal.or(match sent {
+            0 => Some(Event::Marked),
+            sent => Some(Event::Sent(sent)),
+        })
     }
 
     /// Takes the answer to a marker; a refusal is told, and the next write claims what stands there now.

@@ -29,6 +29,15 @@ pub struct Origin {
     pub crash: String,
 }
 
+/// How far one cache is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Progress {
+    /// Nothing at or below is owed, repeats included: what may be confirmed.
+    pub done: Lsn,
+    /// The first pass of everything up to here is done: what a reader of its own writes waits for.
+    pub first: Lsn,
+}
+
 /// The marker of one cache, and what we believe stands in it.
 pub struct Marker {
     key: String,
@@ -88,14 +97,14 @@ impl Marker {
         self.held = Held { owner: owner.unwrap_or_default(), seq: seq.unwrap_or_default() };
     }
 
-    /// A write of the marker: `done` is the position up to which nothing is owed; `None` only claims.
-    pub fn write(&self, done: Option<Lsn>) -> Cmd {
+    /// A write of the marker; without progress it only claims.
+    pub fn write(&self, progress: Option<Progress>) -> Cmd {
         let mut command = redis::cmd("EVALSHA");
         command.arg(self.script.get_hash()).arg(1).arg(&self.key).arg(&self.held.owner).arg(&self.held.seq);
         command.arg("format").arg(FORMAT).arg("owner").arg(&self.owner).arg("seq").arg(self.next_seq());
         command.arg("timeline").arg(&self.origin.timeline).arg("crash").arg(&self.origin.crash);
-        if let Some(done) = done {
-            command.arg("lsn").arg(done.to_string()).arg("done").arg(done.to_string());
+        if let Some(Progress { first, done }) = progress {
+            command.arg("lsn").arg(first.to_string()).arg("done").arg(done.to_string());
         }
         command
     }

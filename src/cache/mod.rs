@@ -12,6 +12,9 @@ pub mod lane;
 pub mod marker;
 mod options;
 mod releases;
+pub mod repeats;
+
+use std::time::Duration;
 
 use crate::rules::diagnostic::Place;
 use crate::rules::style::Style;
@@ -35,6 +38,8 @@ pub struct Cache {
     pub keys: Vec<KeyFormula>,
     /// What is done to a key.
     pub operation: Operation,
+    /// Made stale again after these delays, ascending.
+    pub repeat: Vec<Duration>,
 }
 
 impl Cache {

@@ -1,5 +1,7 @@
 //! An entry of `caches:` as meant.
 
+use std::time::Duration;
+
 use redis::IntoConnectionInfo;
 
 use super::Cache;
@@ -16,6 +18,11 @@ use crate::rules::yaml::{Key, Node};
 /// How long cache-tagging and cache-dependencies keep a tag (their `set()`: 24 hours, never refreshed).
 const DJANGO_TAG_LIFE: u64 = 86_400;
 
+/// Fills that take longer are rare; each repeat costs one more pass.
+const DEFAULT_REPEAT: Duration = Duration::from_secs(1);
+/// The position waits for the last repeat, so WAL is kept for as long.
+const LONGEST_REPEAT: Duration = Duration::from_secs(3600);
+
 /// Reads the options of one cache: what is wrong is reported, and the rest is still looked at.
 struct Reader<'a> {
     fields: Fields<'a>,
@@ -28,13 +35,15 @@ impl Cache {
     pub fn read(key: &Key, node: &Node, around: &Surroundings, problems: &mut Vec<Diagnostic>) -> Option<Cache> {
         let reported = problems.len();
         let dialect = dialect_of(node, problems)?;
-        let known: Vec<&str> = ["url", "dialect", "style"].into_iter().chain(dialect.options.iter().copied()).collect();
+        let known: Vec<&str> =
+            ["url", "dialect", "style", "repeat"].into_iter().chain(dialect.options.iter().copied()).collect();
         let fields = Fields::of(node, &format!("a cache of dialect {}", dialect.name), &known, problems)?;
         let mut reader = Reader { fields, around, problems };
         let url = reader.url();
         let style = reader.style(dialect);
         let keys = reader.keys(dialect.keys);
         let operation = reader.operation(dialect);
+        let repeat = reader.repeat();
         if problems.len() > reported {
             return None;
         }
@@ -46,6 +55,7 @@ impl Cache {
             style,
             keys,
             operation: operation?,
+            repeat,
         })
     }
 }
@@ -178,6 +188,24 @@ impl Reader<'_> {
                 Some(Operation::Set { ttl: ttl?, existing: existing? })
             }
         }
+    }
+
+    /// `[1s]` when nothing is said: it heals what a reader stores that was computing during the first pass.
+    fn repeat(&mut self) -> Vec<Duration> {
+        if self.fields.get("repeat").is_none() {
+            return vec![DEFAULT_REPEAT];
+        }
+        let mut delays = Vec::new();
+        for (place, text) in self.texts("repeat") {
+            match quantity::duration(&text) {
+                Ok(delay) if delay <= LONGEST_REPEAT => delays.push(delay),
+                Ok(_) => self.problems.push(place.error("option", "`repeat` holds back the slot: at most 1h")),
+                Err(sentence) => self.problems.push(place.error("option", sentence)),
+            }
+        }
+        delays.sort();
+        delays.dedup();
+        delays
     }
 
     fn seconds(&mut self, name: &str) -> Option<u64> {

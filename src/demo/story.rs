@@ -26,7 +26,7 @@ INSERT INTO shop.second_model VALUES (7, 1, 3, 'lamp'), (8, 2, 3, 'chair')";
 
 const RULES: &str = r#"version: 1
 caches:
-  default: { url: "{redis}", dialect: cache-dependencies }
+  default: { url: "{redis}", dialect: cache-dependencies, repeat: [] }
 rules:
   - table: shop.second_model
     tags:

@@ -208,3 +208,57 @@ async fn a_locked_table_does_not_hold_up_a_stop() {
     locker.batch_execute("ROLLBACK").await.unwrap();
     daemon.wait_for("ready");
 }
+
+const REPEATING: &str = r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys, repeat: [300ms, 900ms]}},
+    rules: [{table: first_model, tags: ["t:<id>"]}]}"#;
+
+/// How often a key was unlinked, per UNLINK in the monitor.
+fn passes(monitor: &Monitor, key: &str) -> usize {
+    monitor.lines().iter().filter(|line| line.contains("\"UNLINK\"") && line.contains(&format!("\"{key}\""))).count()
+}
+
+/// A reader that was computing stores the old value after the first pass; the repeat takes it away, and only then is the
+/// position confirmed.
+#[tokio::test]
+async fn a_late_fill_is_made_stale_by_the_repeat() {
+    let world = World::new().await;
+    world.setup(REPEATING);
+    let (sql, mut cache) = (world.sql().await, world.cache(0).await);
+    let _daemon = world.daemon();
+    world.settled(&sql).await;
+    let monitor = Monitor::start(world.redis.port);
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    until("the first pass", || async { passes(&monitor, "t:1") == 1 }).await;
+    redis::cmd("SET").arg("t:1").arg("late").exec_async(&mut cache).await.unwrap();
+    let query = "SELECT confirmed_flush_lsn < pg_current_wal_flush_lsn() FROM pg_replication_slots";
+    assert!(sql.query_one(query, &[]).await.unwrap().get::<_, bool>(0), "confirmed before its last pass");
+    world.settled(&sql).await;
+    assert_eq!(passes(&monitor, "t:1"), 3);
+    assert!(!redis::cmd("EXISTS").arg("t:1").query_async::<bool>(&mut cache).await.unwrap());
+}
+
+/// Repeats are durable: what was owed when the daemon died is owed again; a clean stop does not wait for them either.
+#[tokio::test]
+async fn repeats_survive_kill_9_and_a_clean_stop() {
+    let world = World::new().await;
+    world.setup(&REPEATING.replace("300ms, 900ms", "20s"));
+    let sql = world.sql().await;
+    for clean in [false, true] {
+        let daemon = world.daemon();
+        let monitor = Monitor::start(world.redis.port);
+        sql.batch_execute(&format!("INSERT INTO first_model VALUES ({})", i32::from(clean))).await.unwrap();
+        let key = format!("t:{}", i32::from(clean));
+        until("the first pass", || async { passes(&monitor, &key) >= 1 }).await;
+        if clean {
+            let begin = std::time::Instant::now();
+            assert_eq!(daemon.stop(), Some(0));
+            assert!(begin.elapsed() < Duration::from_secs(5));
+        } else {
+            daemon.kill();
+        }
+        let before = passes(&monitor, &key);
+        let next = world.daemon();
+        until("it comes again", || async { passes(&monitor, &key) > before }).await;
+        next.kill();
+    }
+}

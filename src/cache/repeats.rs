@@ -1,0 +1,258 @@
+//! Owed repeats: tags that are made stale again after a while, because a reader that was computing during the first pass
+//! may have stored what it read before.
+//!
+//! One queue per delay, in order of arrival. Delays count from the acknowledgement of the first pass. What exceeds the
+//! share of memory is kept in a file that has no name and vanishes with the process: a crash replays it from the slot.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::batch::Batch;
+use crate::source::lsn::Lsn;
+use crate::tags::Tags;
+
+/// Batches acknowledged within this are repeated together: thousands of small ones a second become twenty.
+const GRAIN: Duration = Duration::from_millis(50);
+/// Tags of one repeated pass: a first pass that arrives meanwhile waits for no more than this.
+const PORTION: usize = 1_000;
+
+/// The repeats of one cache.
+pub struct Repeats {
+    delays: Vec<Duration>,
+    queues: Vec<VecDeque<Owed>>,
+    share: usize,
+    spill: Option<Spill>,
+}
+
+/// Tags that are owed another pass.
+struct Owed {
+    opened: Instant,
+    acknowledged: Instant,
+    floor: Lsn,
+    tags: Kept,
+    /// Tags that this pass has sent already.
+    sent: usize,
+}
+
+enum Kept {
+    Memory(Tags),
+    File { offset: u64, length: usize },
+}
+
+/// The nameless file, written at its end; emptied when nothing in it is owed any more.
+struct Spill {
+    file: File,
+    end: u64,
+    live: usize,
+}
+
+impl Repeats {
+    /// Passes after these delays (ascending), within `share` bytes of memory.
+    pub fn new(delays: &[Duration], share: usize) -> Repeats {
+        let queues = delays.iter().map(|_| VecDeque::new()).collect();
+        Repeats { delays: delays.to_vec(), queues, share, spill: None }
+    }
+
+    /// Takes a batch whose pass was acknowledged now; hands it back if it is owed no other.
+    pub fn owe(&mut self, batch: Batch) -> Option<Batch> {
+        let (Some(floor), Some(queue)) = (batch.floor, self.queues.first_mut()) else { return Some(batch) };
+        let now = Instant::now();
+        if let Some(Owed { opened, acknowledged, floor: own, tags: Kept::Memory(tags), sent: 0 }) = queue.back_mut()
+            && now - *opened < GRAIN
+        {
+            tags.extend(&batch.tags);
+            (*acknowledged, *own) = (now, floor.min(*own));
+            return Some(batch);
+        }
+        queue.push_back(Owed { opened: now, acknowledged: now, floor, tags: Kept::Memory(batch.tags), sent: 0 });
+        if self.size() > self.share
+            && let Err(error) = self.spill_newest()
+        {
+            tracing::warn!("owed repeats stay in memory: no temporary file ({error})");
+        }
+        None
+    }
+
+    /// When the next pass is due.
+    pub fn due(&self) -> Option<Instant> {
+        self.fronts().map(|(_, due)| due).min()
+    }
+
+    /// The next tags of a pass that is due, at most [`PORTION`], with the queue they came from.
+    pub fn take(&mut self, now: Instant) -> io::Result<Option<(usize, Tags)>> {
+        let Some((stage, _)) = self.fronts().find(|(_, due)| *due <= now) else { return Ok(None) };
+        let Some(owed) = self.queues.get_mut(stage).and_then(VecDeque::front_mut) else { return Ok(None) };
+        if let Kept::File { offset, length } = owed.tags {
+            let Some(spill) = &mut self.spill else { return Ok(None) };
+            owed.tags = Kept::Memory(spill.read(offset, length)?);
+        }
+        let mut portion = Tags::default();
+        if let Kept::Memory(tags) = &owed.tags {
+            tags.iter().skip(owed.sent).take(PORTION).for_each(|tag| {
+                portion.insert(tag);
+            });
+        }
+        Ok(Some((stage, portion)))
+    }
+
+    /// The last portion of a queue was acknowledged. A finished pass moves on to the next delay.
+    pub fn done(&mut self, stage: usize, portion: usize) {
+        let Some(owed) = self.queues.get_mut(stage).and_then(VecDeque::front_mut) else { return };
+        owed.sent += portion;
+        let left = match &owed.tags {
+            Kept::Memory(tags) => tags.len().saturating_sub(owed.sent),
+            Kept::File { .. } => 0,
+        };
+        if left > 0 {
+            return;
+        }
+        let finished = self.queues.get_mut(stage).and_then(VecDeque::pop_front);
+        if let (Some(owed), Some(next)) = (finished, self.queues.get_mut(stage + 1)) {
+            next.push_back(Owed { sent: 0, ..owed });
+        }
+    }
+
+    /// The position before the oldest transaction that is owed a repeat.
+    pub fn floor(&self) -> Option<Lsn> {
+        self.queues.iter().flatten().map(|owed| owed.floor).min()
+    }
+
+    /// Bytes in memory.
+    pub fn size(&self) -> usize {
+        let sizes = self.queues.iter().flatten().map(|owed| match &owed.tags {
+            Kept::Memory(tags) => tags.size(),
+            Kept::File { .. } => 0,
+        });
+        sizes.sum()
+    }
+
+    /// Is nothing owed?
+    pub fn is_empty(&self) -> bool {
+        self.queues.iter().all(VecDeque::is_empty)
+    }
+
+    fn fronts(&self) -> impl Iterator<Item = (usize, Instant)> {
+        let fronts = self.queues.iter().zip(&self.delays).enumerate();
+        fronts.filter_map(|(stage, (queue, delay))| Some((stage, queue.front()?.acknowledged + *delay)))
+    }
+
+    /// The newest is needed last.
+    fn spill_newest(&mut self) -> io::Result<()> {
+        let Some(owed) = self.queues.first_mut().and_then(VecDeque::back_mut) else { return Ok(()) };
+        let Kept::Memory(tags) = &owed.tags else { return Ok(()) };
+        let spill = match &mut self.spill {
+            Some(spill) => spill,
+            none => none.insert(Spill { file: tempfile::tempfile()?, end: 0, live: 0 }),
+        };
+        owed.tags = spill.write(tags)?;
+        Ok(())
+    }
+}
+
+impl Spill {
+    fn write(&mut self, tags: &Tags) -> io::Result<Kept> {
+        let mut bytes = Vec::with_capacity(tags.size());
+        for tag in tags.iter() {
+            bytes.extend_from_slice(&(tag.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(tag);
+        }
+        self.file.write_all_at(&bytes, self.end)?;
+        let kept = Kept::File { offset: self.end, length: bytes.len() };
+        self.end += bytes.len() as u64;
+        self.live += 1;
+        Ok(kept)
+    }
+
+    fn read(&mut self, offset: u64, length: usize) -> io::Result<Tags> {
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, offset)?;
+        let (mut tags, mut rest) = (Tags::default(), bytes.as_slice());
+        while let Some((head, after)) = rest.split_first_chunk::<4>() {
+            let Some((tag, after)) = after.split_at_checked(u32::from_be_bytes(*head) as usize) else { break };
+            tags.insert(tag);
+            rest = after;
+        }
+        self.live = self.live.saturating_sub(1);
+        if self.live == 0 {
+            self.file.set_len(0)?;
+            self.end = 0;
+        }
+        Ok(tags)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(tags: &[&str], floor: u64) -> Batch {
+        let mut batch = Batch::default();
+        for tag in tags {
+            batch.tags.insert(tag.as_bytes());
+        }
+        batch.floor = Some(Lsn(floor));
+        batch
+    }
+
+    fn texts(tags: &Tags) -> Vec<String> {
+        tags.iter().map(|tag| String::from_utf8(tag.to_vec()).unwrap()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_delay_in_turn_counted_from_the_first_pass() {
+        let mut repeats = Repeats::new(&[Duration::from_secs(1), Duration::from_secs(5)], 1 << 20);
+        let begin = Instant::now();
+        assert!(repeats.owe(batch(&["a"], 100)).is_none());
+        assert!(repeats.owe(batch(&["b", "a"], 90)).is_some(), "joined: within the same grain");
+        assert_eq!((repeats.due(), repeats.floor()), (Some(begin + Duration::from_secs(1)), Some(Lsn(90))));
+        assert!(repeats.take(Instant::now()).unwrap().is_none());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let (stage, tags) = repeats.take(Instant::now()).unwrap().unwrap();
+        assert_eq!((stage, texts(&tags)), (0, vec!["a".into(), "b".into()]));
+        repeats.done(stage, tags.len());
+        assert_eq!((repeats.due(), repeats.floor()), (Some(begin + Duration::from_secs(5)), Some(Lsn(90))));
+        tokio::time::advance(Duration::from_secs(4)).await;
+        let (stage, tags) = repeats.take(Instant::now()).unwrap().unwrap();
+        repeats.done(stage, tags.len());
+        assert!(repeats.is_empty() && repeats.floor().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pass_is_sent_in_portions_and_a_lost_one_again() {
+        let mut repeats = Repeats::new(&[Duration::ZERO], 1 << 20);
+        let all: Vec<String> = (0..2_500).map(|number| format!("t:{number}")).collect();
+        repeats.owe(batch(&all.iter().map(String::as_str).collect::<Vec<_>>(), 1));
+        let (_, lost) = repeats.take(Instant::now()).unwrap().unwrap();
+        let mut seen = Vec::new();
+        while let Some((stage, tags)) = repeats.take(Instant::now()).unwrap() {
+            seen.extend(texts(&tags));
+            repeats.done(stage, tags.len());
+        }
+        assert_eq!((lost.len(), seen), (PORTION, all));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beyond_the_share_they_lie_in_a_file() {
+        let mut repeats = Repeats::new(&[Duration::from_secs(1)], 100);
+        for round in 0..20 {
+            let tags: Vec<String> = (0..10).map(|number| format!("tag:{round}:{number}")).collect();
+            repeats.owe(batch(&tags.iter().map(String::as_str).collect::<Vec<_>>(), round));
+            tokio::time::advance(GRAIN).await;
+        }
+        assert!(repeats.size() <= 300, "{}", repeats.size());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let mut seen = Vec::new();
+        while let Some((stage, tags)) = repeats.take(Instant::now()).unwrap() {
+            seen.extend(texts(&tags));
+            repeats.done(stage, tags.len());
+        }
+        assert_eq!(seen.len(), 200);
+        assert_eq!((seen[0].as_str(), seen[199].as_str()), ("tag:0:0", "tag:19:9"));
+        assert_eq!(repeats.spill.as_ref().map(|spill| (spill.live, spill.end)), Some((0, 0)));
+    }
+}
