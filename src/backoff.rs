@@ -23,6 +23,14 @@ impl Backoff {
         full.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 
+    /// The wait before the next attempt, without counting another failure: none while nothing failed.
+    pub fn pause(&self) -> Duration {
+        match self.failures {
+            0 => Duration::ZERO,
+            failures => FIRST.saturating_mul(1 << (failures - 1).min(10)).min(LONGEST),
+        }
+    }
+
     /// It worked.
     pub fn reset(&mut self) {
         self.failures = 0;

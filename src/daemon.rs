@@ -22,6 +22,7 @@ use crate::flow::Flow;
 use crate::rules::Rules;
 use crate::settings::Settings;
 use crate::setup;
+use crate::setup::catalog::Catalog;
 use crate::shutdown::Shutdown;
 use crate::source::lsn::Lsn;
 use crate::source::replication::error::{Error, Kind};
@@ -87,12 +88,13 @@ pub async fn run(settings: Settings, rules: Rules) -> Result<(), Failure> {
 impl Daemon {
     /// One life of a stream: opens it, and moves rows until it breaks. `Ok` when asked to stop.
     async fn stream(&mut self, shutdown: &mut Shutdown) -> Result<(), Error> {
-        let (mut source, confirmed) = tokio::select! {
+        let (mut source, catalog, confirmed) = tokio::select! {
             () = shutdown.asked() => return Ok(()),
             opened = self.open() => opened?,
         };
         let mut flow = self.resume(&source.server);
         flow.resume_at(confirmed);
+        self.begin(&mut flow, &source.server, confirmed, &catalog);
         let (server, slot) = (source.server.clone(), &self.settings.names.slot);
         tracing::info!(server = source.place, slot, timeline = server.timeline, %confirmed, "streaming");
         let ended = match flow.relations.read_ancestors(&source.session).await {
@@ -109,33 +111,54 @@ impl Daemon {
     }
 
     /// Opens both connections, looks at the tables, and starts the stream; where it starts.
-    async fn open(&self) -> Result<(Source, Lsn), Error> {
+    async fn open(&self) -> Result<(Source, Option<Catalog>, Lsn), Error> {
         let Settings { dsn, names, lock_timeout, .. } = &self.settings;
         let mut source = replication::open(dsn, names, *lock_timeout).await?;
-        match self.refuse_unfit_tables(&source).await {
+        let catalog = match self.look_at_tables(&source).await {
             // A migration holds a lock on a table of ours: the others must not wait for it once they were looked at.
-            Err(error) if self.ready && error.kind == Kind::Away => tracing::warn!("{error}; streaming all the same"),
-            refused => refused?,
-        }
+            Err(error) if self.ready && error.kind == Kind::Away => {
+                tracing::warn!("{error}; streaming all the same");
+                None
+            }
+            looked => Some(looked?),
+        };
         source.start(names).await?;
         let confirmed = source.confirmed(names).await?;
-        Ok((source, confirmed))
+        Ok((source, catalog, confirmed))
+    }
+
+    /// Tells the lanes where the stream starts, and what a sweep can reach.
+    fn begin(&self, flow: &mut Flow, server: &Server, confirmed: Lsn, catalog: &Option<Catalog>) {
+        for (index, lane) in flow.lanes.iter_mut().enumerate() {
+            let origin = Origin { timeline: server.timeline.clone(), crash: server.crash.clone() };
+            let reach = self.rules.reach(index, |table, column| {
+                catalog.as_ref().and_then(|catalog| catalog.type_of(table, column)).unwrap_or_default()
+            });
+            for template in &reach.unreachable {
+                tracing::warn!(
+                    cache = lane.cache().name,
+                    template,
+                    "a sweep cannot reach the keys of this template: it does not start with a literal that ends in a separator"
+                );
+            }
+            if let Some(reason) = lane.begin(confirmed, origin, reach.patterns) {
+                tracing::warn!(cache = lane.cache().name, "resync: {reason}");
+            }
+        }
     }
 
     /// What was under way when the last stream broke; a new flow if this is another server.
     fn resume(&mut self, server: &Server) -> Flow {
         let origin = Origin { timeline: server.timeline.clone(), crash: server.crash.clone() };
         match self.flow.take() {
-            Some((last, mut flow)) if last.system == server.system && last.timeline == server.timeline => {
-                flow.lanes.iter_mut().for_each(|lane| lane.set_origin(origin.clone()));
-                flow
-            }
+            Some((last, flow)) if last.system == server.system && last.timeline == server.timeline => flow,
             _ => {
                 let slot = &self.settings.names.slot;
-                let share = self.settings.tag_memory / 2 / self.rules.caches.len().max(1);
+                // One share is left over: a lane that fills its own must not stop the reader for the others.
+                let share = self.settings.tag_memory / (self.rules.caches.len() + 1);
                 let lane = |cache: &crate::cache::Cache| {
                     let marker = Marker::new(&server.system, slot, &cache.name, &self.owner, origin.clone());
-                    Lane::new(cache.clone(), marker, share)
+                    Lane::new(cache.clone(), marker, share, self.rules.caches.len() == 1)
                 };
                 Flow::new(self.rules.clone(), self.rules.caches.iter().map(lane).collect())
             }
@@ -143,7 +166,7 @@ impl Daemon {
     }
 
     /// A table whose identity does not send what the rules need is refused before anything goes stale.
-    async fn refuse_unfit_tables(&self, source: &Source) -> Result<(), Error> {
+    async fn look_at_tables(&self, source: &Source) -> Result<Catalog, Error> {
         let read = setup::catalog::read(&source.session, &self.rules, &self.settings.names.publication).await;
         let catalog = read.map_err(|error| Error::session("reading the catalog", &source.place, &error))?;
         let (refused, told) = setup::verify::tables(&self.rules, &catalog, &self.settings.names.publication);
@@ -151,13 +174,13 @@ impl Daemon {
             told.iter().for_each(|problem| tracing::warn!("{problem}"));
         }
         if refused.is_empty() {
-            return Ok(());
+            return Ok(catalog);
         }
         let list: Vec<String> = refused.iter().map(ToString::to_string).collect();
         if self.ready {
             // The other tables must not suffer; each change whose tags cannot be listed is told.
             tracing::error!("a table changed under its rules:\n{}", list.join("\n\n"));
-            return Ok(());
+            return Ok(catalog);
         }
         Err(Error::permanent(Exit::Rules, list.join("\n\n")))
     }
@@ -250,7 +273,25 @@ impl Daemon {
                 );
             }
             LaneEvent::Refused(reason) => {
-                tracing::error!(cache, address, "the marker was refused: {reason}; it is claimed again");
+                tracing::error!(
+                    cache,
+                    address,
+                    "the marker was refused: {reason}; it is claimed again, and everything goes stale"
+                );
+            }
+            LaneEvent::Resync(reason) => tracing::warn!(cache, address, "resync: {reason}"),
+            LaneEvent::Swept(keys, Some(reason)) => tracing::info!(cache, keys, "resync complete: {reason}"),
+            LaneEvent::Swept(keys, None) => tracing::info!(cache, keys, "sweep complete"),
+            LaneEvent::Futile(commands, error) => {
+                tracing::error!(cache, address, commands, "{}; passed over", error.sentence);
+            }
+            LaneEvent::Detached(error) => {
+                tracing::error!(
+                    cache,
+                    address,
+                    "detached: {}; it is made stale as a whole when it answers",
+                    error.sentence
+                );
             }
             LaneEvent::Down(error) if error.kind == CacheKind::Refused && !self.ready => {
                 return Err(Error::permanent(Exit::Config, error.to_string()));

@@ -53,7 +53,7 @@ impl From<cache::Error> for Failure {
     fn from(error: cache::Error) -> Failure {
         let exit = match error.kind {
             cache::Kind::Away => Exit::Unavailable,
-            cache::Kind::Refused => Exit::Config,
+            cache::Kind::Refused | cache::Kind::Futile => Exit::Config,
         };
         Failure::new(exit, error.to_string())
     }

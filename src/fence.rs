@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::source::lsn::{Lsn, Xid};
 use crate::source::visibility::Snapshot;
-use crate::tags::Tags;
+use crate::tags::Stale;
 
 /// The first wait after a snapshot left transactions behind; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(1);
@@ -22,15 +22,15 @@ pub struct Waiting {
     pub xid: Xid,
     /// Everything up to here came before it.
     pub floor: Lsn,
-    /// Its tags, one set per cache.
-    pub tags: Vec<Tags>,
+    /// What it makes stale, per cache.
+    pub stale: Vec<Stale>,
     /// When its commit arrived.
     pub since: Instant,
 }
 
 impl Waiting {
     fn size(&self) -> usize {
-        self.tags.iter().map(Tags::size).sum::<usize>() + size_of::<Waiting>()
+        self.stale.iter().map(|stale| stale.tags.size()).sum::<usize>() + size_of::<Waiting>()
     }
 }
 
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     fn waiting(xid: u32, floor: u64) -> Waiting {
-        Waiting { xid: Xid(xid), floor: Lsn(floor), tags: vec![Tags::default()], since: Instant::now() }
+        Waiting { xid: Xid(xid), floor: Lsn(floor), stale: vec![Stale::default()], since: Instant::now() }
     }
 
     #[test]

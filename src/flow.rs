@@ -16,7 +16,7 @@ use crate::source::lsn::{Lsn, Xid};
 use crate::source::replication::pgoutput::Message;
 use crate::source::replication::relations::Relations;
 use crate::source::visibility::Snapshot;
-use crate::tags::Tags;
+use crate::tags::Stale;
 
 /// A transaction of any size passes in pieces of this many bytes: protocol 1 sends it only after its commit, so tags may go
 /// out before its Commit message arrives.
@@ -39,7 +39,13 @@ pub struct Flow {
 struct Open {
     xid: Xid,
     floor: Lsn,
-    tags: Vec<Tags>,
+    stale: Vec<Stale>,
+}
+
+impl Open {
+    fn size(&self) -> usize {
+        self.stale.iter().map(|stale| stale.tags.size()).sum()
+    }
 }
 
 /// The server sent a message out of turn.
@@ -57,8 +63,8 @@ impl Flow {
     pub fn take(&mut self, message: &Message) -> Result<(), OutOfTurn> {
         match message {
             Message::Begin { xid, .. } => {
-                let tags = self.no_tags();
-                self.open = Some(Open { xid: *xid, floor: self.received, tags });
+                let stale = self.nothing();
+                self.open = Some(Open { xid: *xid, floor: self.received, stale });
                 return Ok(());
             }
             Message::Commit { end_lsn, .. } => {
@@ -78,21 +84,22 @@ impl Flow {
             Message::Other => return Ok(()),
             _ => {}
         }
-        let tags = &mut self.open.as_mut().ok_or(OutOfTurn)?.tags;
+        let open = self.open.as_mut().ok_or(OutOfTurn)?;
+        let stale = &mut open.stale;
         match message {
             Message::Insert { relation, new } => {
-                self.relations.render(*relation, Event::Insert, None, Some(*new), tags)
+                self.relations.render(*relation, Event::Insert, None, Some(*new), stale)
             }
             Message::Update { relation, old, new } => {
-                self.relations.render(*relation, Event::Update, *old, Some(*new), tags);
+                self.relations.render(*relation, Event::Update, *old, Some(*new), stale);
             }
             Message::Delete { relation, old } => {
-                self.relations.render(*relation, Event::Delete, Some(*old), None, tags)
+                self.relations.render(*relation, Event::Delete, Some(*old), None, stale)
             }
-            Message::Truncate { relations } => relations.iter().for_each(|oid| self.relations.truncate(oid, tags)),
+            Message::Truncate { relations } => relations.iter().for_each(|oid| self.relations.truncate(oid, stale)),
             _ => {}
         }
-        if tags.iter().map(Tags::size).sum::<usize>() > PIECE {
+        if open.size() > PIECE {
             self.pass_on();
         }
         Ok(())
@@ -112,13 +119,13 @@ impl Flow {
 
     /// Hands the tags of the open transaction to the fence, or past it if readers see the transaction already.
     fn pass_on(&mut self) {
-        let empty = self.no_tags();
+        let empty = self.nothing();
         let Some(open) = &mut self.open else { return };
-        if open.tags.iter().all(Tags::is_empty) {
+        if open.stale.iter().all(Stale::is_empty) {
             return;
         }
-        let tags = std::mem::replace(&mut open.tags, empty);
-        let waiting = Waiting { xid: open.xid, floor: open.floor, tags, since: Instant::now() };
+        let stale = std::mem::replace(&mut open.stale, empty);
+        let waiting = Waiting { xid: open.xid, floor: open.floor, stale, since: Instant::now() };
         if self.fence.has_seen(open.xid) {
             self.send(&waiting);
         } else {
@@ -135,13 +142,16 @@ impl Flow {
     }
 
     fn send(&mut self, visible: &Waiting) {
-        for (lane, tags) in self.lanes.iter_mut().zip(&visible.tags) {
-            lane.add(tags, visible.floor);
+        for (lane, stale) in self.lanes.iter_mut().zip(&visible.stale) {
+            lane.add(&stale.tags, visible.floor);
+            if stale.sweep {
+                lane.sweep(visible.floor);
+            }
         }
     }
 
-    fn no_tags(&self) -> Vec<Tags> {
-        self.lanes.iter().map(|_| Tags::default()).collect()
+    fn nothing(&self) -> Vec<Stale> {
+        self.lanes.iter().map(|_| Stale::default()).collect()
     }
 
     /// Everything up to here was handed to the lanes.
@@ -160,9 +170,9 @@ impl Flow {
         self.marked()
     }
 
-    /// The position that every lane has acknowledged.
+    /// The position that every attached lane has acknowledged; none while none is attached.
     pub fn marked(&self) -> Option<Lsn> {
-        self.lanes.iter().map(Lane::marked).min().flatten()
+        self.lanes.iter().filter(|lane| lane.is_attached()).map(Lane::marked).min().flatten()
     }
 
     /// The stream broke: what was not done comes again, so it is forgotten here.
@@ -175,7 +185,7 @@ impl Flow {
 
     /// Bytes that wait anywhere.
     pub fn size(&self) -> usize {
-        let open = self.open.as_ref().map_or(0, |open| open.tags.iter().map(Tags::size).sum());
+        let open = self.open.as_ref().map_or(0, Open::size);
         open + self.fence.size() + self.lanes.iter().map(Lane::size).sum::<usize>()
     }
 

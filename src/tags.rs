@@ -76,6 +76,22 @@ impl Tags {
     }
 }
 
+/// What a transaction makes stale in one cache.
+#[derive(Default)]
+pub struct Stale {
+    /// The tags that could be listed.
+    pub tags: Tags,
+    /// Some could not: everything that the rules can reach goes stale.
+    pub sweep: bool,
+}
+
+impl Stale {
+    /// Nothing at all?
+    pub fn is_empty(&self) -> bool {
+        self.tags.is_empty() && !self.sweep
+    }
+}
+
 fn slice<'a>(bytes: &'a [u8], ends: &[u32], at: u32) -> &'a [u8] {
     let at = at as usize;
     let start = at.checked_sub(1).and_then(|before| ends.get(before)).map_or(0, |end| *end as usize);

@@ -53,18 +53,16 @@ impl std::fmt::Display for Command {
 /// The commands for one tag. `version` is drawn by the caller, new for each pass and each attempt: a version that was used
 /// before could bring records back to life that were stored under it.
 pub fn commands<'a>(cache: &'a Cache, tag: &'a [u8], version: u64) -> impl Iterator<Item = Command> + 'a {
-    cache.keys.iter().map(move |formula| {
-        let key = formula.key(tag);
-        let mut arguments = match cache.operation {
-            Operation::Unlink => return Command(vec![b"UNLINK".to_vec(), key]),
-            Operation::Set { .. } => vec![b"SET".to_vec(), key, version.to_string().into_bytes()],
-        };
-        if let Operation::Set { ttl, existing } = cache.operation {
-            arguments.extend(existing.then(|| b"XX".to_vec()));
-            arguments.extend([b"EX".to_vec(), ttl.to_string().into_bytes()]);
-        }
-        Command(arguments)
-    })
+    cache.keys.iter().map(move |formula| on_key(cache, formula.key(tag), version))
+}
+
+/// The command for a key that is known already.
+pub fn on_key(cache: &Cache, key: Vec<u8>, version: u64) -> Command {
+    let Operation::Set { ttl, existing } = cache.operation else { return Command(vec![b"UNLINK".to_vec(), key]) };
+    let mut arguments = vec![b"SET".to_vec(), key, version.to_string().into_bytes()];
+    arguments.extend(existing.then(|| b"XX".to_vec()));
+    arguments.extend([b"EX".to_vec(), ttl.to_string().into_bytes()]);
+    Command(arguments)
 }
 
 /// 63 random bits: never used before, and a positive number for every client that parses it.

@@ -33,6 +33,8 @@ pub enum Kind {
     Away,
     /// Wrong user or password, or a missing permission.
     Refused,
+    /// This command will never work on this key: count it and go on.
+    Futile,
 }
 
 impl Error {
@@ -44,7 +46,13 @@ impl Error {
             (ErrorKind::AuthenticationFailed, _) | (_, "WRONGPASS" | "NOAUTH") => {
                 (Kind::Refused, format!("Redis refuses the user or password ({said}); correct the cache's `url`"))
             }
-            (_, "NOPERM") => (Kind::Refused, format!("{said}; the ACL user needs {}", super::connection::PERMISSIONS)),
+            (_, "NOPERM") if said.contains("one of the keys") => (Kind::Futile, said),
+            (_, "NOPERM") => (Kind::Refused, format!("{said}; the ACL user needs {PERMISSIONS}")),
+            (_, "WRONGTYPE" | "CROSSSLOT") => (Kind::Futile, said),
+            (_, "ERR") if said.contains("unknown command") => {
+                (Kind::Refused, format!("{said}; Redis 6.2 or later is needed, with {PERMISSIONS}"))
+            }
+            (_, "ERR") => (Kind::Futile, said),
             (_, "OOM") => (Kind::Away, format!("Redis is full ({said}); raise maxmemory or set an eviction policy")),
             (ErrorKind::Server(ServerErrorKind::ReadOnly), _) => {
                 (Kind::Away, format!("this Redis is a replica ({said}); the cache's `url` must name the master"))
@@ -65,8 +73,7 @@ impl Error {
 }
 
 /// ACL rules that the daemon needs for the dialects it speaks.
-pub const PERMISSIONS: &str =
-    "+hello +auth +ping +select +hmget +hset +time +eval +evalsha +script|load +unlink +set on its keys and ~waltag:*";
+pub const PERMISSIONS: &str = "+hello +auth +ping +select +hmget +hset +time +eval +evalsha +script|load +unlink +set +scan on its keys and ~waltag:*";
 
 /// The server's own words; redis-rs puts its category in front of them.
 fn said(error: &RedisError) -> String {

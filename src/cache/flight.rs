@@ -6,7 +6,8 @@ use redis::aio::MultiplexedConnection;
 use super::Cache;
 use super::batch::Batch;
 use super::command::{self, commands};
-use super::connection::{self, Error};
+use super::connection::{self, Error, Kind};
+use super::marker::Found;
 
 /// Tags of one pipeline: one round trip each, and a bound on what redis-rs buffers.
 const SLICE: usize = 1_000;
@@ -16,12 +17,12 @@ const FULL: &str = "OOM";
 
 /// How a piece of a lane's work ended.
 pub(super) enum Outcome {
-    /// A connection, and who wrote the marker last.
-    Connected(Box<(MultiplexedConnection, Option<String>, Option<String>)>),
+    /// A connection, and what stands in the marker.
+    Connected(Box<(MultiplexedConnection, Found)>),
     /// The claim was answered.
     Claimed(Result<Value, Error>),
     /// The batch that was sent, the answer to its marker.
-    Landed { batch: Batch, marker: Option<Value>, result: Result<(), Error> },
+    Landed { batch: Batch, marker: Option<Value>, result: Result<(), Error>, futile: Option<Box<(u64, Error)>> },
     /// No connection.
     Failed(Error),
     /// A wait is over.
@@ -34,9 +35,11 @@ pub(super) async fn connect(cache: Cache, load: redis::Cmd, read: redis::Cmd) ->
         Ok(connection) => connection,
         Err(error) => return Outcome::Failed(error),
     };
-    let read: redis::RedisResult<(Option<String>, Option<String>)> = read.query_async(&mut connection).await;
-    match (read, load.exec_async(&mut connection).await) {
-        (Ok((owner, seq)), Ok(())) => Outcome::Connected(Box::new((connection, owner, seq))),
+    let fields: redis::RedisResult<[Option<String>; 6]> = read.query_async(&mut connection).await;
+    match (fields, load.exec_async(&mut connection).await) {
+        (Ok([owner, seq, format, done, timeline, crash]), Ok(())) => {
+            Outcome::Connected(Box::new((connection, Found { owner, seq, format, done, timeline, crash })))
+        }
         (Err(error), _) | (_, Err(error)) => Outcome::Failed(Error::new(&cache, &error)),
     }
 }
@@ -64,7 +67,7 @@ pub(super) async fn flight(
     let mut head = marker;
     let mut answer = None;
     let mut tags = batch.tags.iter().peekable();
-    let mut result = Ok(());
+    let (mut result, mut futile) = (Ok(()), None);
     while result.is_ok() && (head.is_some() || tags.peek().is_some()) {
         let mut pipeline = redis::Pipeline::with_capacity(SLICE);
         pipeline.ignore_errors();
@@ -84,7 +87,13 @@ pub(super) async fn flight(
                     match reply {
                         // A full Redis refuses the marker and takes the deletions after it.
                         Value::ServerError(error) if error.code() != FULL || !marked || index > 0 => {
-                            result = Err(Error::reply(&cache, error));
+                            let error = Error::reply(&cache, error);
+                            if error.kind == Kind::Futile {
+                                let count = futile.map_or(1, |before: Box<(u64, Error)>| before.0 + 1);
+                                futile = Some(Box::new((count, error)));
+                            } else {
+                                result = Err(error);
+                            }
                         }
                         reply if marked && index == 0 => answer = Some(reply),
                         _ => {}
@@ -94,5 +103,5 @@ pub(super) async fn flight(
         }
     }
     drop(tags);
-    Outcome::Landed { batch, marker: answer, result }
+    Outcome::Landed { batch, marker: answer, result, futile }
 }

@@ -1,23 +1,27 @@
-//! A lane: one cache with its connection, the batch in flight, the next batch, and the position up to which nothing is
-//! owed. Lanes never wait for each other.
+//! A lane: one cache with its connection, the batch in flight, the next batch, owed repeats and sweeps, and the position up
+//! to which nothing is owed. Lanes never wait for each other.
 //!
-//! While Redis is busy with one flight, the next batch fills: group commit.
+//! While Redis is busy with one flight, the next batch fills: group commit. This file is what the daemon calls; `work` is
+//! what goes on meanwhile.
 
-use std::future::{Future, pending};
+mod work;
+
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use redis::Value;
 use redis::aio::MultiplexedConnection;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::Cache;
 use super::batch::Batch;
 use super::connection::Error;
-use super::flight::{Outcome, claim, connect, flight};
-use super::marker::{Answer, Marker, Origin, Progress};
+use super::flight::Outcome;
+use super::marker::{Marker, Origin, Progress};
+use super::pattern::Pattern;
 use super::repeats::Repeats;
+use super::sweep::Sweeps;
 use crate::backoff::Backoff;
 use crate::source::lsn::Lsn;
 use crate::tags::Tags;
@@ -39,6 +43,10 @@ pub struct Lane {
     spare: Batch,
     in_flight: Flight,
     repeats: Repeats,
+    sweeps: Sweeps,
+    /// Where the slot started, and where the source is now.
+    confirmed: Lsn,
+    position: Lsn,
     progress: Option<Progress>,
     written: Option<Progress>,
     /// When the marker was answered last.
@@ -51,6 +59,19 @@ pub struct Lane {
     paused: bool,
     /// Redis was full at the last marker.
     full: bool,
+    /// Bytes that may wait while others have room; `None` for the only lane, which makes the reader stop instead.
+    share: Option<usize>,
+    away_since: Option<Instant>,
+    attachment: Attachment,
+}
+
+/// Does this cache count?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attachment {
+    /// Its tags are kept and it holds back the position.
+    Attached,
+    /// It was away for too long: nothing is kept, and it is swept as a whole when it answers again.
+    Detached,
 }
 
 /// What is under way.
@@ -70,6 +91,8 @@ pub enum Event {
     Up,
     /// The cache cannot be used; it is tried again.
     Down(Error),
+    /// It holds nothing back any more.
+    Detached(Error),
     /// Tags were acknowledged: how many.
     Sent(usize),
     /// The marker says this position; it may be confirmed.
@@ -78,12 +101,19 @@ pub enum Event {
     Refused(String),
     /// Redis is full; only deletions go through.
     Full,
+    /// Commands that will never work were counted and passed over.
+    Futile(u64, Error),
+    /// Changes may have been missed: everything that the rules can reach goes stale.
+    Resync(String),
+    /// A sweep is complete: keys that it touched, and the reason of the resync that it ends.
+    Swept(u64, Option<String>),
 }
 
 impl Lane {
-    /// A lane that connects with its first poll; owed repeats get `share` bytes of memory.
-    pub fn new(cache: Cache, marker: Marker, share: usize) -> Lane {
-        let repeats = Repeats::new(&cache.repeat, share);
+    /// A lane that connects with its first poll. Owed repeats get half of `share`; beside other lanes what waits gets
+    /// `share`, too.
+    pub fn new(cache: Cache, marker: Marker, share: usize, alone: bool) -> Lane {
+        let repeats = Repeats::new(&cache.repeat, share / 2);
         Lane {
             cache,
             marker,
@@ -93,6 +123,9 @@ impl Lane {
             spare: Batch::default(),
             in_flight: Flight::default(),
             repeats,
+            sweeps: Sweeps::default(),
+            confirmed: Lsn(0),
+            position: Lsn(0),
             progress: None,
             written: None,
             marked_at: Instant::now(),
@@ -101,12 +134,21 @@ impl Lane {
             asleep: None,
             paused: false,
             full: false,
+            share: (!alone).then_some(share),
+            away_since: None,
+            attachment: Attachment::Attached,
         }
     }
 
-    /// The server crashed or changed since the lane was made: the marker says so from now on.
-    pub fn set_origin(&mut self, origin: Origin) {
-        self.marker.set_origin(origin);
+    /// A stream starts: where, on which server, and what a sweep can reach there. A server that has crashed since may have
+    /// lost commits that readers saw.
+    pub fn begin(&mut self, confirmed: Lsn, origin: Origin, patterns: Vec<Pattern>) -> Option<String> {
+        self.confirmed = confirmed;
+        self.position = self.position.max(confirmed);
+        self.sweeps.reach(patterns);
+        let gap = self.marker.set_origin(origin)?;
+        self.sweeps.resync(gap.clone(), self.position);
+        Some(gap)
     }
 
     /// Its cache.
@@ -116,17 +158,28 @@ impl Lane {
 
     /// Takes in tags whose transaction every reader sees.
     pub fn add(&mut self, tags: &Tags, floor: Lsn) {
-        if !tags.is_empty() {
-            self.next.add(tags, floor);
+        if tags.is_empty() || self.attachment == Attachment::Detached {
+            return;
+        }
+        self.next.add(tags, floor);
+    }
+
+    /// Everything that the rules can reach goes stale, because of a transaction after `floor`.
+    pub fn sweep(&mut self, floor: Lsn) {
+        if self.attachment == Attachment::Attached {
+            self.sweeps.want(floor);
         }
     }
 
     /// Everything up to `position` was handed over; what is still owed lowers it. Never goes back: what was done stays done.
     pub fn advance(&mut self, position: Lsn) {
         self.paused = false;
-        let first = [self.next.floor, self.in_flight.floor, Some(position)].into_iter().flatten().min();
-        let first = first.unwrap_or(position);
-        let done = self.repeats.floor().map_or(first, |floor| floor.min(first));
+        self.position = self.position.max(position);
+        if self.attachment == Attachment::Detached {
+            return;
+        }
+        let first = [self.next.floor, self.in_flight.floor].into_iter().flatten().fold(position, Lsn::min);
+        let done = [self.repeats.floor(), self.sweeps.floor()].into_iter().flatten().fold(first, Lsn::min);
         let before = self.progress.unwrap_or(Progress { done, first });
         self.progress = Some(Progress { done: before.done.max(done), first: before.first.max(first) });
     }
@@ -134,6 +187,11 @@ impl Lane {
     /// The stream broke: what is owed is still sent, but the marker is not refreshed until [`Lane::advance`].
     pub fn pause(&mut self) {
         self.paused = true;
+    }
+
+    /// Does it hold back the position?
+    pub fn is_attached(&self) -> bool {
+        self.attachment == Attachment::Attached
     }
 
     /// The position that this cache has acknowledged in its marker: all of it may be forgotten by the source.
@@ -151,14 +209,30 @@ impl Lane {
         self.next.tags.size() + self.in_flight.size
     }
 
-    /// Nothing waits, nothing is under way, and the marker says so.
+    /// No first pass waits or is under way, and the marker says what it can: a stop waits for neither repeats nor sweeps.
     pub fn is_settled(&self) -> bool {
-        self.next.tags.is_empty() && self.in_flight.size == 0 && self.written >= self.progress
+        let told = self.written >= self.progress || self.sweeps.is_resyncing() || !self.is_attached();
+        self.next.tags.is_empty() && self.in_flight.size == 0 && told
     }
 
     /// Works on; ready when there is something to tell.
     pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+        if self.connection.is_none()
+            && self.share.is_some_and(|share| self.next.tags.size() > share)
+            && let Some(event) = self.detach("more tags wait than its share of --tag-memory holds")
+        {
+            return Poll::Ready(event);
+        }
         loop {
+            // A sweep starts behind the claim: before it the marker says whose Redis this is.
+            if self.connection.is_some()
+                && let Poll::Ready(outcome) = self.sweeps.poll(&self.cache, context)
+            {
+                return Poll::Ready(match outcome {
+                    Ok((swept, ended)) => Event::Swept(swept, ended),
+                    Err(error) => Event::Down(error),
+                });
+            }
             if self.work.is_none() {
                 self.work = Some(self.start());
             }
@@ -179,153 +253,4 @@ impl Lane {
             self.work = None;
         }
     }
-
-    /// When there is something to send: tags at once, a repeat when it is due, a marker that moved soon, one that did not
-    /// after a while.
-    fn due(&self) -> Instant {
-        let marker = match (self.progress > self.written, self.paused || self.progress.is_none()) {
-            (_, true) => Instant::now() + MARKER_INTERVAL,
-            (true, false) => self.marked_at + MARKER_PAUSE,
-            (false, false) => self.marked_at + MARKER_INTERVAL,
-        };
-        match self.next.tags.is_empty() {
-            false => Instant::now(),
-            true => self.repeats.due().map_or(marker, |repeat| repeat.min(marker)),
-        }
-    }
-
-    /// The next thing to do on an open connection.
-    fn start(&mut self) -> Pin<Box<dyn Future<Output = Outcome>>> {
-        let Some(connection) = self.connection.clone() else { return Box::pin(pending()) };
-        let due = self.due();
-        if Instant::now() < due {
-            self.asleep = Some(due);
-            return rest_until(due);
-        }
-        // The marker tells of the batches before this one, all of whose replies were good.
-        let moved = self.progress > self.written || Instant::now() >= self.marked_at + MARKER_INTERVAL;
-        let marker = self.progress.filter(|_| moved && !self.paused);
-        let write = marker.map(|progress| self.marker.write(Some(progress)));
-        let (batch, repeat) = self.next_batch();
-        self.in_flight = Flight { floor: batch.floor, size: batch.tags.size().max(1), marker, repeat };
-        Box::pin(flight(self.cache.clone(), connection, write, batch))
-    }
-
-    /// First passes go before repeats.
-    fn next_batch(&mut self) -> (Batch, Option<usize>) {
-        if self.next.tags.is_empty() {
-            match self.repeats.take(Instant::now()) {
-                Ok(Some((queue, tags))) => return (Batch { tags, floor: None }, Some(queue)),
-                Ok(None) => {}
-                Err(error) => tracing::error!(cache = self.cache.name, "owed repeats cannot be read back: {error}"),
-            }
-        }
-        (std::mem::replace(&mut self.next, std::mem::take(&mut self.spare)), None)
-    }
-
-    fn finish(&mut self, outcome: Outcome) -> Option<Event> {
-        match outcome {
-            Outcome::Rested => {
-                if self.connection.is_none() && self.paused {
-                    // To connect is to claim, and another daemon may hold the slot now.
-                    self.work = Some(rest_until(Instant::now() + MARKER_PAUSE));
-                } else if self.connection.is_none() {
-                    self.work = Some(Box::pin(connect(self.cache.clone(), self.marker.load(), self.marker.read())));
-                }
-                None
-            }
-            Outcome::Connected(connected) => {
-                let (connection, owner, seq) = *connected;
-                self.marker.found(owner, seq);
-                self.work =
-                    Some(Box::pin(claim(self.cache.clone(), connection.clone(), self.marker.write(self.progress))));
-                self.connection = Some(connection);
-                self.in_flight.marker = self.progress;
-                None
-            }
-            Outcome::Claimed(Ok(answer)) => Some(match self.marked_by(&answer) {
-                told @ (None | Some(Event::Full)) => {
-                    self.attempted = true;
-                    told.unwrap_or(Event::Up)
-                }
-                Some(refusal) => {
-                    self.connection = None;
-                    self.rest();
-                    refusal
-                }
-            }),
-            Outcome::Landed { batch, marker, result } => {
-                let refusal = marker.and_then(|answer| self.marked_by(&answer));
-                let flight = std::mem::take(&mut self.in_flight);
-                match result {
-                    Ok(()) => self.landed(batch, flight, refusal),
-                    Err(error) => {
-                        // A first pass is sent again as a whole, a repeat is still owed: both may be repeated at will.
-                        if flight.repeat.is_none() {
-                            self.add(&batch.tags, batch.floor.unwrap_or_default());
-                        }
-                        Some(self.fail(error))
-                    }
-                }
-            }
-            Outcome::Claimed(Err(error)) | Outcome::Failed(error) => Some(self.fail(error)),
-        }
-    }
-
-    fn landed(&mut self, batch: Batch, flight: Flight, refusal: Option<Event>) -> Option<Event> {
-        self.backoff.reset();
-        let sent = batch.tags.len();
-        let spare = match flight.repeat {
-            Some(queue) => {
-                self.repeats.done(queue, sent);
-                Some(batch)
-            }
-            None => self.repeats.owe(batch),
-        };
-        if let Some(mut spare) = spare {
-            spare.clear();
-            self.spare = spare;
-        }
-        refusal.or(match sent {
-            0 => Some(Event::Marked),
-            sent => Some(Event::Sent(sent)),
-        })
-    }
-
-    /// Takes the answer to a marker; a refusal is told, and the next write claims what stands there now.
-    fn marked_by(&mut self, answer: &Value) -> Option<Event> {
-        let wanted = self.in_flight.marker.take();
-        self.marked_at = Instant::now();
-        match self.marker.answered(answer) {
-            Answer::Written => {
-                self.written = self.written.max(wanted);
-                self.full = false;
-                None
-            }
-            Answer::Refused(reason) => Some(Event::Refused(reason)),
-            Answer::Full => {
-                self.written = self.written.max(wanted);
-                (!std::mem::replace(&mut self.full, true)).then_some(Event::Full)
-            }
-        }
-    }
-
-    fn fail(&mut self, error: Error) -> Event {
-        self.attempted = true;
-        self.connection = None;
-        self.in_flight = Flight::default();
-        self.rest();
-        Event::Down(error)
-    }
-
-    fn rest(&mut self) {
-        self.work = Some(rest_until(Instant::now() + self.backoff.next()));
-    }
-}
-
-fn rest_until(due: Instant) -> Pin<Box<dyn Future<Output = Outcome>>> {
-    Box::pin(async move {
-        sleep_until(due).await;
-        Outcome::Rested
-    })
 }

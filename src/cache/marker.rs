@@ -8,13 +8,14 @@ use redis::{Cmd, Script, Value};
 
 use crate::source::lsn::Lsn;
 
-/// KEYS[1] the hash; ARGV: expected owner and seq ('' where the field is missing), then fields and values.
-/// Answers 1, or the owner and seq that are there instead; then nothing was written.
+/// KEYS[1] the hash; ARGV: expected owner and seq ('' where the field is missing), whether progress is forgotten, then
+/// fields and values. Answers 1, or the owner and seq that are there instead; then nothing was written.
 const COMPARE_AND_SET: &str = "\
 local m = redis.call('HMGET', KEYS[1], 'owner', 'seq') \
 if (m[1] or '') ~= ARGV[1] or (m[2] or '') ~= ARGV[2] then return {m[1] or '', m[2] or ''} end \
+if ARGV[3] == 'forget' then redis.call('HDEL', KEYS[1], 'lsn', 'done') end \
 local at = redis.call('TIME') \
-redis.call('HSET', KEYS[1], 'at', at[1], unpack(ARGV, 3)) \
+redis.call('HSET', KEYS[1], 'at', at[1], unpack(ARGV, 4)) \
 return 1";
 
 /// Version of the hash's fields.
@@ -45,6 +46,25 @@ pub struct Marker {
     script: Script,
     origin: Origin,
     held: Held,
+    /// This process has claimed it before.
+    claimed: bool,
+}
+
+/// What stands in the hash.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Who wrote last.
+    pub owner: Option<String>,
+    /// How often.
+    pub seq: Option<String>,
+    /// Version of the fields.
+    pub format: Option<String>,
+    /// Nothing at or below was owed.
+    pub done: Option<String>,
+    /// Of the server that was read from.
+    pub timeline: Option<String>,
+    /// Its crash mark.
+    pub crash: Option<String>,
 }
 
 /// Owner and sequence number as Redis has them; empty where there is none.
@@ -70,12 +90,20 @@ impl Marker {
     /// The marker `waltag:<system identifier>:<slot>:<cache>`; `owner` is random per process.
     pub fn new(system: &str, slot: &str, cache: &str, owner: &str, origin: Origin) -> Marker {
         let key = format!("waltag:{system}:{slot}:{cache}");
-        Marker { key, owner: owner.to_owned(), script: Script::new(COMPARE_AND_SET), origin, held: Held::default() }
+        Marker {
+            key,
+            owner: owner.to_owned(),
+            script: Script::new(COMPARE_AND_SET),
+            origin,
+            held: Held::default(),
+            claimed: false,
+        }
     }
 
-    /// What is written along from now on.
-    pub fn set_origin(&mut self, origin: Origin) {
-        self.origin = origin;
+    /// What is written along from now on; why that is a gap, if it is.
+    pub fn set_origin(&mut self, origin: Origin) -> Option<String> {
+        let before = std::mem::replace(&mut self.origin, origin);
+        self.changed(&before.timeline, &before.crash)
     }
 
     /// SCRIPT LOAD: once per connection, because a pipeline cannot fall back from EVALSHA.
@@ -88,19 +116,53 @@ impl Marker {
     /// Reads who wrote last. Must come before any other write on a new connection.
     pub fn read(&self) -> Cmd {
         let mut command = redis::cmd("HMGET");
-        command.arg(&self.key).arg("owner").arg("seq");
+        command.arg(&self.key).arg(&["owner", "seq", "format", "done", "timeline", "crash"]);
         command
     }
 
-    /// Takes the answer to [`Marker::read`].
-    pub fn found(&mut self, owner: Option<String>, seq: Option<String>) {
-        self.held = Held { owner: owner.unwrap_or_default(), seq: seq.unwrap_or_default() };
+    /// Takes the answer to [`Marker::read`]: does it prove that changes may have been missed, and why? `confirmed` is where
+    /// the slot starts. A position is confirmed only after the marker said so; a marker behind it has lost writes.
+    pub fn found(&mut self, found: Found, confirmed: Lsn) -> Option<String> {
+        let gap = if self.claimed { self.loss(&found) } else { self.gap(&found, confirmed) };
+        self.held = Held { owner: found.owner.unwrap_or_default(), seq: found.seq.unwrap_or_default() };
+        gap
     }
 
-    /// A write of the marker; without progress it only claims.
-    pub fn write(&self, progress: Option<Progress>) -> Cmd {
+    /// At the start: what was the state when somebody wrote last?
+    fn gap(&self, found: &Found, confirmed: Lsn) -> Option<String> {
+        let done = found.done.as_deref().and_then(|text| text.parse::<Lsn>().ok());
+        let done = done.filter(|_| found.format.as_deref() == Some(FORMAT));
+        let Some(done) = done else { return Some("this Redis has no marker".into()) };
+        if done < confirmed {
+            return Some(format!("the marker stands at {done}, before the slot's {confirmed}"));
+        }
+        self.changed(found.timeline.as_deref().unwrap_or_default(), found.crash.as_deref().unwrap_or_default())
+    }
+
+    /// While running: is it as we left it?
+    fn loss(&self, found: &Found) -> Option<String> {
+        let number = |text: &str| text.parse::<u64>().unwrap_or_default();
+        match (&found.owner, &found.seq) {
+            (Some(owner), _) if *owner != self.owner => None,
+            (Some(_), Some(seq)) if number(seq) >= number(&self.held.seq) => None,
+            (Some(_), _) => Some("the marker went back: this Redis lost writes".into()),
+            (None, _) => Some("the marker is gone: this Redis was emptied or lost writes".into()),
+        }
+    }
+
+    /// Did the server lose commits that readers have seen?
+    fn changed(&self, timeline: &str, crash: &str) -> Option<String> {
+        if timeline != self.origin.timeline {
+            return Some(format!("PostgreSQL went from timeline {timeline} to {}", self.origin.timeline));
+        }
+        (crash != self.origin.crash).then(|| "PostgreSQL has crashed".into())
+    }
+
+    /// A write of the marker; without progress it only claims, and with `forget` it takes back what it told before.
+    pub fn write(&self, progress: Option<Progress>, forget: bool) -> Cmd {
         let mut command = redis::cmd("EVALSHA");
         command.arg(self.script.get_hash()).arg(1).arg(&self.key).arg(&self.held.owner).arg(&self.held.seq);
+        command.arg(if forget { "forget" } else { "keep" });
         command.arg("format").arg(FORMAT).arg("owner").arg(&self.owner).arg("seq").arg(self.next_seq());
         command.arg("timeline").arg(&self.origin.timeline).arg("crash").arg(&self.origin.crash);
         if let Some(Progress { first, done }) = progress {
@@ -113,6 +175,7 @@ impl Marker {
     pub fn answered(&mut self, value: &Value) -> Answer {
         if matches!(value, Value::Int(1)) {
             self.held = Held { owner: self.owner.clone(), seq: self.next_seq() };
+            self.claimed = true;
             return Answer::Written;
         }
         if matches!(value, Value::ServerError(error) if error.code() == "OOM") {
@@ -130,7 +193,7 @@ impl Marker {
                 format!("the marker went back to seq {}: this Redis lost writes", seq.unwrap_or_default())
             }
         };
-        self.found(owner, seq);
+        self.held = Held { owner: owner.unwrap_or_default(), seq: seq.unwrap_or_default() };
         Answer::Refused(there)
     }
 
@@ -145,13 +208,19 @@ mod tests {
     use super::*;
 
     fn marker() -> Marker {
-        Marker::new("7", "waltag", "default", "me", Origin::default())
+        Marker::new("7", "waltag", "default", "me", Origin { timeline: "1".into(), crash: "c".into() })
+    }
+
+    fn found(owner: &str, seq: &str, done: &str) -> Found {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let (format, timeline, crash) = (some("1"), some("1"), some("c"));
+        Found { owner: some(owner), seq: some(seq), format, done: some(done), timeline, crash }
     }
 
     #[test]
     fn each_write_expects_the_one_before() {
         let mut marker = marker();
-        marker.found(None, None);
+        marker.found(Found::default(), Lsn(0));
         assert_eq!(marker.next_seq(), "1");
         assert_eq!(marker.answered(&Value::Int(1)), Answer::Written);
         assert_eq!(marker.held, Held { owner: "me".into(), seq: "1".into() });
@@ -163,12 +232,39 @@ mod tests {
         let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         for (owner, seq, word) in [("", "", "emptied"), ("you", "4", "another waltag"), ("me", "1", "went back")] {
             let mut marker = marker();
-            marker.found(Some("me".into()), Some("3".into()));
+            marker.found(found("me", "3", "0/10"), Lsn(0));
             let Answer::Refused(reason) = marker.answered(&Value::Array(vec![bulk(owner), bulk(seq)])) else {
                 panic!()
             };
             assert!(reason.contains(word), "{reason}");
             assert_eq!(marker.held, Held { owner: owner.into(), seq: seq.into() });
         }
+    }
+
+    #[test]
+    fn what_is_a_gap_at_the_start() {
+        let gap = |found: Found| marker().found(found, Lsn(0x20));
+        assert_eq!(gap(found("old", "9", "0/20")), None, "an ordinary restart");
+        assert_eq!(gap(found("old", "9", "0/21")), None, "the slot goes back over a crash: no gap");
+        assert!(gap(found("old", "9", "0/1F")).unwrap().contains("before the slot's 0/20"));
+        assert!(gap(found("old", "9", "")).unwrap().contains("no marker"));
+        assert!(gap(Found::default()).unwrap().contains("no marker"));
+        assert!(gap(Found { format: Some("2".into()), ..found("old", "9", "0/20") }).unwrap().contains("no marker"));
+        assert!(gap(Found { timeline: Some("2".into()), ..found("old", "9", "0/20") }).unwrap().contains("timeline"));
+        assert!(gap(Found { crash: Some("x".into()), ..found("old", "9", "0/20") }).unwrap().contains("crashed"));
+    }
+
+    #[test]
+    fn what_is_a_loss_while_running() {
+        let loss = |again: Found| {
+            let mut marker = marker();
+            marker.found(found("old", "9", "0/20"), Lsn(0x20));
+            marker.answered(&Value::Int(1));
+            marker.found(again, Lsn(0x99))
+        };
+        assert_eq!(loss(found("me", "10", "0/20")), None);
+        assert_eq!(loss(found("you", "1", "0/20")), None, "taken over: told by the next refusal");
+        assert!(loss(found("me", "9", "0/20")).unwrap().contains("went back"));
+        assert!(loss(Found::default()).unwrap().contains("gone"));
     }
 }

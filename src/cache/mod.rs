@@ -11,8 +11,10 @@ mod flight;
 pub mod lane;
 pub mod marker;
 mod options;
+pub mod pattern;
 mod releases;
 pub mod repeats;
+pub mod sweep;
 
 use std::time::Duration;
 
@@ -40,6 +42,8 @@ pub struct Cache {
     pub operation: Operation,
     /// Made stale again after these delays, ascending.
     pub repeat: Vec<Duration>,
+    /// Beside other caches, one that is away for this long no longer holds them up.
+    pub detach_after: Duration,
 }
 
 impl Cache {

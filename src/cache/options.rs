@@ -20,6 +20,8 @@ const DJANGO_TAG_LIFE: u64 = 86_400;
 
 /// Fills that take longer are rare; each repeat costs one more pass.
 const DEFAULT_REPEAT: Duration = Duration::from_secs(1);
+/// Nobody reads a cache that is away; one sweep brings it back.
+const DEFAULT_DETACH: Duration = Duration::from_secs(60);
 /// The position waits for the last repeat, so WAL is kept for as long.
 const LONGEST_REPEAT: Duration = Duration::from_secs(3600);
 
@@ -35,8 +37,10 @@ impl Cache {
     pub fn read(key: &Key, node: &Node, around: &Surroundings, problems: &mut Vec<Diagnostic>) -> Option<Cache> {
         let reported = problems.len();
         let dialect = dialect_of(node, problems)?;
-        let known: Vec<&str> =
-            ["url", "dialect", "style", "repeat"].into_iter().chain(dialect.options.iter().copied()).collect();
+        let known: Vec<&str> = ["url", "dialect", "style", "repeat", "detach_after"]
+            .into_iter()
+            .chain(dialect.options.iter().copied())
+            .collect();
         let fields = Fields::of(node, &format!("a cache of dialect {}", dialect.name), &known, problems)?;
         let mut reader = Reader { fields, around, problems };
         let url = reader.url();
@@ -44,6 +48,7 @@ impl Cache {
         let keys = reader.keys(dialect.keys);
         let operation = reader.operation(dialect);
         let repeat = reader.repeat();
+        let detach_after = reader.seconds("detach_after").map_or(DEFAULT_DETACH, Duration::from_secs);
         if problems.len() > reported {
             return None;
         }
@@ -56,6 +61,7 @@ impl Cache {
             keys,
             operation: operation?,
             repeat,
+            detach_after,
         })
     }
 }

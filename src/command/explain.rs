@@ -14,7 +14,7 @@ use crate::rules::events::Event;
 use crate::rules::file::TableName;
 use crate::rules::plan::{Cell, Change, Column, Plan};
 use crate::settings::{Environment, Settings};
-use crate::tags::Tags;
+use crate::tags::Stale;
 
 /// Prints what a change of `table` would do.
 pub fn explain(
@@ -64,19 +64,19 @@ fn tell(
         let templates: Vec<&str> = rule.tags.iter().map(|tag| tag.template.text.as_str()).collect();
         show(format_args!("{}  {}  {}", rule.place, rule.table, templates.join("  ")));
     }
-    let mut tags: Vec<Tags> = rules.caches.iter().map(|_| Tags::default()).collect();
+    let mut stale: Vec<Stale> = rules.caches.iter().map(|_| Stale::default()).collect();
     let mut unlisted = Vec::new();
-    plan.render(change, &mut tags, |entry| unlisted.push(format!("`{}`: {}", entry.template, entry.reason)));
-    for (cache, tags) in rules.caches.iter().zip(&tags).filter(|(_, tags)| !tags.is_empty()) {
+    plan.render(change, &mut stale, |entry| unlisted.push(format!("`{}`: {}", entry.template, entry.reason)));
+    for (cache, stale) in rules.caches.iter().zip(&stale).filter(|(_, stale)| !stale.tags.is_empty()) {
         show(format_args!("\n{} ({}, {})", cache.name, cache.dialect.name, cache.address()));
-        for tag in tags.iter() {
+        for tag in stale.tags.iter() {
             show(format_args!("  {}", String::from_utf8_lossy(tag)));
             for command in commands(cache, tag, new_version()) {
                 show(format_args!("    {command}"));
             }
         }
     }
-    if tags.iter().all(Tags::is_empty) {
+    if stale.iter().all(Stale::is_empty) {
         show(format_args!("\nno tag goes stale"));
     }
     unlisted.iter().for_each(|sentence| show(format_args!("\ncannot be listed: {sentence}")));

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::cache::Cache;
+use crate::cache::pattern::Pattern;
 use diagnostic::{Diagnostic, Place, Severity, Source};
 use events::Events;
 use expand::Surroundings;
@@ -35,6 +36,15 @@ pub struct Rules {
     pub rules: Vec<Rule>,
     /// What people should know although the set can be used.
     pub warnings: Vec<Diagnostic>,
+}
+
+/// What a sweep can reach.
+#[derive(Debug, Default)]
+pub struct Reach {
+    /// The keys.
+    pub patterns: Vec<Pattern>,
+    /// Templates whose keys could be any.
+    pub unreachable: Vec<String>,
 }
 
 /// One table and its tags.
@@ -195,6 +205,27 @@ impl Rules {
                 }
             }
         }
+    }
+
+    /// What a sweep of one cache can reach: its tag keys, or where the tag is the key, what the templates can render.
+    pub fn reach(&self, cache: usize, type_of: impl Fn(&TableName, &str) -> u32) -> Reach {
+        let mut reach = Reach::default();
+        let formulas = self.caches.get(cache).map(|cache| cache.keys.as_slice()).unwrap_or_default();
+        reach.patterns.extend(formulas.iter().filter_map(Pattern::of_formula));
+        if !reach.patterns.is_empty() {
+            return reach;
+        }
+        for rule in &self.rules {
+            let TableName { schema, name } = &rule.table;
+            for tag in rule.tags.iter().filter(|tag| tag.caches.contains(&cache)) {
+                match Pattern::of_template(&tag.template, schema, name, |column| type_of(&rule.table, column)) {
+                    Some(pattern) if reach.patterns.contains(&pattern) => {}
+                    Some(pattern) => reach.patterns.push(pattern),
+                    None => reach.unreachable.push(tag.template.text.clone()),
+                }
+            }
+        }
+        reach
     }
 
     /// The rules of one table.

@@ -10,7 +10,7 @@ use super::filter::Filter;
 use super::style::Style;
 use super::template::{Name, Piece as Written, Placeholder, Template};
 use crate::cache::Cache;
-use crate::tags::Tags;
+use crate::tags::{Stale, Tags};
 
 /// A column of the relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,16 +111,17 @@ impl Plan {
         self.entries.is_empty()
     }
 
-    /// Renders every tag that `change` makes stale into `tags`, one set per cache. What cannot be listed is told.
-    pub fn render<'p>(&'p self, change: Change, tags: &mut [Tags], mut unlisted: impl FnMut(Unlisted<'p>)) {
+    /// Renders every tag that `change` makes stale, one set per cache. What cannot be listed asks for a sweep, and is told.
+    pub fn render<'p>(&'p self, change: Change, stale: &mut [Stale], mut unlisted: impl FnMut(Unlisted<'p>)) {
         for entry in self.entries.iter().filter(|entry| entry.events.contains(change.event)) {
-            let Some(tags) = tags.get_mut(entry.cache) else { continue };
+            let Some(Stale { tags, sweep }) = stale.get_mut(entry.cache) else { continue };
             let rendered = match (change.event, entry.constant) {
                 (Event::Truncate, true) => entry.insert(&[], tags),
                 (Event::Truncate, false) => Err("TRUNCATE does not say which rows there were"),
                 _ => entry.render(change, tags),
             };
             if let Err(reason) = rendered {
+                *sweep = true;
                 unlisted(Unlisted { template: &entry.text, reason });
             }
         }

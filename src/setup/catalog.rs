@@ -45,6 +45,15 @@ pub struct Column {
     pub name: String,
     /// Computed by the server; such columns are not in the stream.
     pub generated: bool,
+    /// OID of its type, or of the base type of a domain.
+    pub type_oid: u32,
+}
+
+impl Catalog {
+    /// The type of a column.
+    pub fn type_of(&self, table: &TableName, column: &str) -> Option<u32> {
+        self.tables.get(table)?.columns.iter().find(|known| known.name == column).map(|known| known.type_oid)
+    }
 }
 
 /// A table that holds rows.
@@ -86,8 +95,9 @@ pub async fn read(session: &Session, rules: &Rules, publication: &str) -> Result
     for row in session.rows(&tables_query(&names.join(", "))).await? {
         let field = |index: usize| row.get(index).unwrap_or_default();
         let name = TableName { schema: field(0).into(), name: field(1).into() };
-        let columns: Vec<(String, bool)> = serde_json::from_str(field(3)).unwrap_or_default();
-        let columns = columns.into_iter().map(|(name, generated)| Column { name, generated }).collect();
+        let columns: Vec<(String, bool, u32)> = serde_json::from_str(field(3)).unwrap_or_default();
+        let columns =
+            columns.into_iter().map(|(name, generated, type_oid)| Column { name, generated, type_oid }).collect();
         let table = Table { kind: letter(field(2)), members: Vec::new(), columns, has_primary_key: field(4) == "t" };
         catalog.tables.insert(name, table);
     }
@@ -153,8 +163,9 @@ async fn read_publication(session: &Session, publication: &str, catalog: &mut Ca
 fn tables_query(names: &str) -> String {
     format!(
         "SELECT n.nspname, c.relname, c.relkind::text, \
-         (SELECT coalesce(json_agg(json_build_array(a.attname, a.attgenerated <> '') ORDER BY a.attnum), '[]') \
-            FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
+         (SELECT coalesce(json_agg(json_build_array(a.attname, a.attgenerated <> '', \
+            coalesce(nullif(t.typbasetype, 0), t.oid)::int8) ORDER BY a.attnum), '[]') \
+            FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
          EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE (n.nspname, c.relname) IN ({names})"
     )

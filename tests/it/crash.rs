@@ -61,7 +61,9 @@ async fn redis_away_and_back() {
 #[tokio::test]
 async fn a_refused_batch_is_sent_again() {
     let world = World::new().await;
-    world.setup(RULES);
+    world.setup(
+        r#"{version: 1, caches: {c: {url: "{redis}/1", dialect: keys}}, rules: [{table: first_model, tags: ["FirstModel.pk:<id>"]}]}"#,
+    );
     let sql = world.sql().await;
     let daemon = world.daemon();
     world.settled(&sql).await;

@@ -9,6 +9,7 @@ mod clients;
 mod commands;
 mod crash;
 mod demo;
+mod gaps;
 mod server_settings;
 mod shutdown;
 mod support;

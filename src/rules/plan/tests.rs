@@ -36,11 +36,12 @@ fn render(key: &[&str], event: Event, old: Option<&[Cell]>, new: Option<&[Cell]>
     let table = TableName { schema: "public".into(), name: "t".into() };
     let plan = Plan::compile(&rules, &[table], &columns(key));
     assert!(plan.unfit.is_empty(), "{:?}", plan.unfit);
-    let mut tags = [Tags::default(), Tags::default()];
+    let mut tags = [Stale::default(), Stale::default()];
     let mut unlisted = Vec::new();
     plan.render(Change { event, old, new }, &mut tags, |entry| unlisted.push(entry.template.to_owned()));
     let text = |tag: &[u8]| String::from_utf8(tag.to_vec()).unwrap();
-    (tags.iter().flat_map(|tags| tags.iter().map(text)).collect(), unlisted)
+    assert_eq!(tags.iter().any(|stale| stale.sweep), !unlisted.is_empty());
+    (tags.iter().flat_map(|stale| stale.tags.iter().map(text)).collect(), unlisted)
 }
 
 const ALL: [&str; 4] = ["id", "c", "a", "s"];
@@ -109,8 +110,8 @@ fn table_and_schema_are_those_of_the_rule() {
     let root = TableName { schema: "public".into(), name: "t".into() };
     let leaf = TableName { schema: "parts".into(), name: "t_2026".into() };
     let plan = Plan::compile(&rules, &[leaf, root], &columns(&ALL));
-    let mut tags = [Tags::default(), Tags::default()];
+    let mut tags = [Stale::default(), Stale::default()];
     let new = row("7", Some("2"), "t", "x");
     plan.render(Change { event: Event::Insert, old: None, new: Some(&new) }, &mut tags, |_| {});
-    assert_eq!(tags[0].iter().next().unwrap(), b"public.T:7");
+    assert_eq!(tags[0].tags.iter().next().unwrap(), b"public.T:7");
 }

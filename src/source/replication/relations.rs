@@ -12,7 +12,7 @@ use crate::rules::events::Event;
 use crate::rules::file::TableName;
 use crate::rules::plan::{Cell, Change, Column, Plan, Unlisted};
 use crate::source::session::{self, Session};
-use crate::tags::Tags;
+use crate::tags::Stale;
 use tokio_postgres::types::Type;
 
 /// A relation with its plan.
@@ -119,7 +119,7 @@ impl Relations {
     }
 
     /// Renders the tags of one row change.
-    pub fn render(&self, oid: u32, event: Event, old: Option<Old>, new: Option<Tuple>, tags: &mut [Tags]) {
+    pub fn render(&self, oid: u32, event: Event, old: Option<Old>, new: Option<Tuple>, stale: &mut [Stale]) {
         let Some(relation) = self.known.get(&oid) else {
             tracing::error!(oid, "a change arrived for a relation that was never described");
             return;
@@ -133,14 +133,14 @@ impl Relations {
         });
         let new = new.map(|tuple| relation.cells(tuple, false));
         let change = Change { event, old: old.as_deref(), new: new.as_deref() };
-        relation.plan.render(change, tags, |unlisted| relation.tell(&unlisted));
+        relation.plan.render(change, stale, |unlisted| relation.tell(&unlisted));
     }
 
     /// Renders the tags of an emptied table.
-    pub fn truncate(&self, oid: u32, tags: &mut [Tags]) {
+    pub fn truncate(&self, oid: u32, stale: &mut [Stale]) {
         if let Some(relation) = self.known.get(&oid) {
             let change = Change { event: Event::Truncate, old: None, new: None };
-            relation.plan.render(change, tags, |unlisted| relation.tell(&unlisted));
+            relation.plan.render(change, stale, |unlisted| relation.tell(&unlisted));
         }
     }
 }
@@ -166,6 +166,6 @@ impl Relation {
         }
         self.told.set(Some(Instant::now()));
         let Unlisted { template, reason } = unlisted;
-        tracing::error!(table = %self.table, template, "{reason}: tags of this template stay as they are");
+        tracing::error!(table = %self.table, template, "{reason}: everything that the rules reach in its caches goes stale");
     }
 }

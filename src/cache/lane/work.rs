@@ -1,0 +1,216 @@
+//! What a lane does between two calls of the daemon: connect and claim, fly, mark, rest.
+
+use std::future::{Future, pending};
+use std::pin::Pin;
+
+use redis::Value;
+use tokio::time::{Instant, sleep_until};
+
+use super::super::batch::Batch;
+use super::super::connection::{Error, Kind};
+use super::super::flight::{Outcome, claim, connect, flight};
+use super::super::marker::{Answer, Found};
+use super::super::repeats::Repeats;
+use super::{Attachment, Event, Flight, Lane, MARKER_INTERVAL, MARKER_PAUSE};
+
+type Work = Pin<Box<dyn Future<Output = Outcome>>>;
+
+impl Lane {
+    /// When there is something to send: tags at once, a repeat when it is due, a marker that moved soon, one that did not
+    /// after a while.
+    pub(super) fn due(&self) -> Instant {
+        let marker = match (self.has_moved(), self.paused || self.progress.is_none()) {
+            (_, true) => Instant::now() + MARKER_INTERVAL,
+            (true, false) => self.marked_at + MARKER_PAUSE,
+            (false, false) => self.marked_at + MARKER_INTERVAL,
+        };
+        match self.next.tags.is_empty() {
+            false => Instant::now(),
+            true => self.repeats.due().map_or(marker, |repeat| repeat.min(marker)),
+        }
+    }
+
+    /// Is there progress that the marker may tell of?
+    fn has_moved(&self) -> bool {
+        self.progress > self.written && !self.sweeps.is_resyncing()
+    }
+
+    /// A write of the marker. During a resync it tells of nothing, so that a crash starts the resync again.
+    fn marker_write(&self) -> redis::Cmd {
+        let resyncing = self.sweeps.is_resyncing();
+        self.marker.write(self.progress.filter(|_| !resyncing), resyncing)
+    }
+
+    /// The next thing to do on an open connection.
+    pub(super) fn start(&mut self) -> Work {
+        let Some(connection) = self.connection.clone() else { return Box::pin(pending()) };
+        let due = self.due();
+        if Instant::now() < due {
+            self.asleep = Some(due);
+            return rest_until(due);
+        }
+        // The marker tells of the batches before this one, all of whose replies were good.
+        let moved = self.has_moved() || Instant::now() >= self.marked_at + MARKER_INTERVAL;
+        let marker = self.progress.filter(|_| moved && !self.paused);
+        let write = marker.map(|_| self.marker_write());
+        let (batch, repeat) = self.next_batch();
+        let told = marker.filter(|_| !self.sweeps.is_resyncing());
+        self.in_flight = Flight { floor: batch.floor, size: batch.tags.size().max(1), marker: told, repeat };
+        Box::pin(flight(self.cache.clone(), connection, write, batch))
+    }
+
+    /// First passes go before repeats.
+    fn next_batch(&mut self) -> (Batch, Option<usize>) {
+        if self.next.tags.is_empty() {
+            match self.repeats.take(Instant::now()) {
+                Ok(Some((queue, tags))) => return (Batch { tags, floor: None }, Some(queue)),
+                Ok(None) => {}
+                Err(error) => tracing::error!(cache = self.cache.name, "owed repeats cannot be read back: {error}"),
+            }
+        }
+        (std::mem::replace(&mut self.next, std::mem::take(&mut self.spare)), None)
+    }
+
+    pub(super) fn finish(&mut self, outcome: Outcome) -> Option<Event> {
+        match outcome {
+            Outcome::Rested => {
+                if self.connection.is_none() && self.paused {
+                    // To connect is to claim, and another daemon may hold the slot now.
+                    self.work = Some(rest_until(Instant::now() + MARKER_PAUSE));
+                } else if self.connection.is_none() {
+                    self.work = Some(Box::pin(connect(self.cache.clone(), self.marker.load(), self.marker.read())));
+                }
+                None
+            }
+            Outcome::Connected(connected) => {
+                let (connection, found) = *connected;
+                let gap = self.gap(found);
+                self.work = Some(Box::pin(claim(self.cache.clone(), connection.clone(), self.marker_write())));
+                self.connection = Some(connection);
+                self.in_flight.marker = self.progress.filter(|_| !self.sweeps.is_resyncing());
+                gap.map(Event::Resync)
+            }
+            Outcome::Claimed(Ok(answer)) => Some(match self.marked_by(&answer) {
+                told @ (None | Some(Event::Full)) => {
+                    (self.attempted, self.away_since) = (true, None);
+                    told.unwrap_or(Event::Up)
+                }
+                Some(refusal) => {
+                    self.connection = None;
+                    self.rest();
+                    refusal
+                }
+            }),
+            Outcome::Landed { batch, marker, result, futile } => {
+                let refusal = marker.and_then(|answer| self.marked_by(&answer));
+                let flight = std::mem::take(&mut self.in_flight);
+                match result {
+                    Ok(()) => {
+                        let event = self.landed(batch, flight);
+                        let futile = futile.map(|futile| Event::Futile(futile.0, futile.1));
+                        Some(refusal.or(futile).unwrap_or(event))
+                    }
+                    Err(error) => {
+                        // A first pass is sent again as a whole, a repeat is still owed: both may be repeated at will.
+                        if flight.repeat.is_none() {
+                            self.add(&batch.tags, batch.floor.unwrap_or_default());
+                        }
+                        Some(self.fail(error))
+                    }
+                }
+            }
+            Outcome::Claimed(Err(error)) | Outcome::Failed(error) => Some(self.fail(error)),
+        }
+    }
+
+    /// What the marker that was found means. A cache that was detached counts again from here on.
+    fn gap(&mut self, found: Found) -> Option<String> {
+        let detached = !self.is_attached();
+        self.attachment = Attachment::Attached;
+        let gap = self.marker.found(found, self.confirmed);
+        let gap = if detached { Some("it was away for too long".to_owned()) } else { gap };
+        let reason = gap.filter(|_| !self.sweeps.is_resyncing())?;
+        self.sweeps.resync(reason.clone(), self.position);
+        Some(reason)
+    }
+
+    fn landed(&mut self, batch: Batch, flight: Flight) -> Event {
+        self.backoff.reset();
+        let sent = batch.tags.len();
+        let spare = match flight.repeat {
+            Some(queue) => {
+                self.repeats.done(queue, sent);
+                Some(batch)
+            }
+            None => self.repeats.owe(batch),
+        };
+        if let Some(mut spare) = spare {
+            spare.clear();
+            self.spare = spare;
+        }
+        if sent == 0 { Event::Marked } else { Event::Sent(sent) }
+    }
+
+    /// Takes the answer to a marker. A refusal is a loss: it is told, everything goes stale, and the next write claims what
+    /// stands there now.
+    fn marked_by(&mut self, answer: &Value) -> Option<Event> {
+        let wanted = self.in_flight.marker.take();
+        self.marked_at = Instant::now();
+        match self.marker.answered(answer) {
+            Answer::Written => {
+                self.written = self.written.max(wanted);
+                self.full = false;
+                None
+            }
+            Answer::Refused(reason) => {
+                self.sweeps.resync(reason.clone(), self.position);
+                Some(Event::Refused(reason))
+            }
+            Answer::Full => {
+                self.written = self.written.max(wanted);
+                (!std::mem::replace(&mut self.full, true)).then_some(Event::Full)
+            }
+        }
+    }
+
+    fn fail(&mut self, error: Error) -> Event {
+        self.attempted = true;
+        self.connection = None;
+        self.in_flight = Flight::default();
+        self.rest();
+        let away = self.away_since.get_or_insert_with(Instant::now).elapsed();
+        if (error.kind == Kind::Refused || away >= self.cache.detach_after)
+            && self.share.is_some()
+            && let Some(event) = self.detach(&error.sentence)
+        {
+            return event;
+        }
+        Event::Down(error)
+    }
+
+    /// Nothing is kept for it any more. Its marker is now behind the confirmed position, which is exactly what makes it
+    /// swept when it answers again, also after a crash.
+    pub(super) fn detach(&mut self, reason: &str) -> Option<Event> {
+        if !self.is_attached() {
+            return None;
+        }
+        self.attachment = Attachment::Detached;
+        self.next = Batch::default();
+        self.repeats = Repeats::new(&self.cache.repeat, self.share.unwrap_or_default() / 2);
+        self.sweeps.forget();
+        (self.progress, self.written) = (None, None);
+        let (cache, address) = (self.cache.name.clone(), self.cache.address());
+        Some(Event::Detached(Error { cache, address, sentence: reason.to_owned(), kind: Kind::Away }))
+    }
+
+    fn rest(&mut self) {
+        self.work = Some(rest_until(Instant::now() + self.backoff.next()));
+    }
+}
+
+fn rest_until(due: Instant) -> Work {
+    Box::pin(async move {
+        sleep_until(due).await;
+        Outcome::Rested
+    })
+}

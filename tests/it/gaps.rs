@@ -1,0 +1,183 @@
+//! What may have been missed goes stale, and nothing else does.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use waltag::demo::servers::Redis;
+
+use crate::support::{Daemon, World, until};
+
+const RULES: &str = r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [
+    {table: first_model, tags: ["user:<id>", "user:name:<name|lower>"]}, {table: unrelated, tags: ["n:<id>"]}]}"#;
+
+async fn set(cache: &mut MultiplexedConnection, keys: &[&str]) {
+    for key in keys {
+        redis::cmd("SET").arg(key).arg("cached").exec_async(cache).await.unwrap();
+    }
+}
+
+/// Keys that are there, without the marker.
+async fn left(cache: &mut MultiplexedConnection) -> Vec<String> {
+    let mut keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(cache).await.unwrap();
+    keys.retain(|key| !key.starts_with("waltag:"));
+    keys.sort();
+    keys
+}
+
+/// A world whose first resync is over, with everything that waltag could reach and what it must not.
+async fn settled() -> (World, Daemon, MultiplexedConnection) {
+    let world = World::new().await;
+    world.setup(RULES);
+    let daemon = world.daemon();
+    daemon.wait_for("resync complete");
+    world.settled(&world.sql().await).await;
+    let mut cache = world.cache(0).await;
+    set(&mut cache, &["user:15", "user:name:x", "n:1", "user:15:session", "users", "session:1"]).await;
+    (world, daemon, cache)
+}
+
+const FOREIGN: [&str; 3] = ["session:1", "user:15:session", "users"];
+const ALL: [&str; 6] = ["n:1", "session:1", "user:15", "user:15:session", "user:name:x", "users"];
+
+#[tokio::test]
+async fn truncate_sweeps_what_the_rules_reach_and_nothing_else() {
+    let (world, daemon, mut cache) = settled().await;
+    let sql = world.sql().await;
+    sql.batch_execute("TRUNCATE first_model").await.unwrap();
+    daemon.wait_for("sweep complete");
+    world.settled(&sql).await;
+    assert_eq!(left(&mut cache).await, FOREIGN);
+}
+
+#[tokio::test]
+async fn a_restart_is_no_gap() {
+    let (mut world, daemon, mut cache) = settled().await;
+    assert_eq!(daemon.stop(), Some(0));
+    let daemon = world.daemon();
+    world.settled(&world.sql().await).await;
+    daemon.kill();
+    let daemon = world.daemon();
+    world.postgres.stop("fast", Duration::from_secs(20)).unwrap();
+    world.postgres.launch().unwrap();
+    daemon.wait_for_count("streaming server", 2);
+    world.settled(&world.sql().await).await;
+    assert_eq!(left(&mut cache).await, ALL);
+    assert!(!daemon.log().contains("resync"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn a_crash_of_postgresql_is_a_gap() {
+    let (mut world, daemon, mut cache) = settled().await;
+    world.postgres.stop("immediate", Duration::from_secs(20)).unwrap();
+    world.postgres.launch().unwrap();
+    daemon.wait_for("resync complete: PostgreSQL has crashed");
+    assert_eq!(left(&mut cache).await, FOREIGN);
+    world.settled(&world.sql().await).await;
+    // The marker knows: the next start is an ordinary one.
+    assert_eq!(daemon.stop(), Some(0));
+    set(&mut cache, &["user:15"]).await;
+    let daemon = world.daemon();
+    world.settled(&world.sql().await).await;
+    assert!(!daemon.log().contains("resync"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn a_redis_from_an_older_copy_is_a_gap_at_the_start() {
+    let (world, daemon, mut cache) = settled().await;
+    let sql = world.sql().await;
+    assert_eq!(daemon.stop(), Some(0));
+    let keys: Vec<String> = redis::cmd("KEYS").arg("waltag:*").query_async(&mut cache).await.unwrap();
+    redis::cmd("HSET").arg(&keys[0]).arg("done").arg("0/10").exec_async(&mut cache).await.unwrap();
+    let daemon = world.daemon();
+    daemon.wait_for("resync complete: the marker stands at 0/10");
+    world.settled(&sql).await;
+    assert_eq!(left(&mut cache).await, FOREIGN);
+}
+
+/// The marker tells of no progress before the resync is over: one that is cut short starts again.
+#[tokio::test]
+async fn a_crash_in_the_middle_of_a_resync_starts_it_again() {
+    let (world, daemon, mut cache) = settled().await;
+    daemon.kill();
+    let keys: Vec<String> = redis::cmd("KEYS").arg("waltag:*").query_async(&mut cache).await.unwrap();
+    redis::cmd("HDEL").arg(&keys[0]).arg("done").exec_async(&mut cache).await.unwrap();
+    // SCAN is refused, so the resync cannot end.
+    redis::cmd("ACL").arg("SETUSER").arg("default").arg("-scan").exec_async(&mut cache).await.unwrap();
+    let daemon = world.daemon();
+    daemon.wait_for("'scan' command");
+    daemon.kill();
+    let there: bool = redis::cmd("HEXISTS").arg(&keys[0]).arg("done").query_async(&mut cache).await.unwrap();
+    assert!(!there);
+    redis::cmd("ACL").arg("SETUSER").arg("default").arg("+scan").exec_async(&mut cache).await.unwrap();
+    let daemon = world.daemon();
+    daemon.wait_for("resync complete: this Redis has no marker");
+    assert_eq!(left(&mut cache).await, FOREIGN);
+}
+
+#[tokio::test]
+async fn a_flushed_redis_is_noticed_while_running() {
+    let (world, daemon, mut cache) = settled().await;
+    redis::cmd("FLUSHDB").exec_async(&mut cache).await.unwrap();
+    set(&mut cache, &["user:15", "session:1"]).await;
+    daemon.wait_for("resync complete: the marker is gone");
+    assert_eq!(left(&mut cache).await, ["session:1"]);
+    world.settled(&world.sql().await).await;
+}
+
+/// Two caches: one is away for longer than `detach_after`. The other goes on, the slot moves, and the one that was away is
+/// made stale as a whole when it answers again.
+#[tokio::test]
+async fn a_cache_that_is_away_does_not_hold_up_the_others() {
+    let world = World::new().await;
+    let mut far = Redis::start(&[]).unwrap();
+    world.setup(&format!(
+        r#"{{version: 1, caches: {{near: {{url: "{{redis}}/0", dialect: keys}}, far: {{url: "{}", dialect: keys, detach_after: 1s}}}},
+            rules: [{{table: first_model, caches: [near, far], tags: ["user:<id>"]}}]}}"#,
+        far.url(0)
+    ));
+    let (sql, mut near) = (world.sql().await, world.cache(0).await);
+    let daemon = world.daemon();
+    daemon.wait_for_count("resync complete", 2);
+    set(&mut near, &["user:1", "user:2"]).await;
+    far.kill();
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    until("the near cache is told", || async {
+        let mut near = near.clone();
+        left(&mut near).await == ["user:2"]
+    })
+    .await;
+    daemon.wait_for("detached");
+    world.settled(&sql).await;
+    far.launch().unwrap();
+    let client = redis::Client::open(far.url(0)).unwrap();
+    let mut far_cache = client.get_multiplexed_async_connection().await.unwrap();
+    set(&mut far_cache, &["user:1", "user:9", "other"]).await;
+    daemon.wait_for("resync complete: it was away for too long");
+    assert_eq!(left(&mut far_cache).await, ["other"]);
+    assert_eq!(left(&mut near).await, ["user:2"]);
+    set(&mut far_cache, &["user:3"]).await;
+    sql.batch_execute("INSERT INTO first_model VALUES (3)").await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(left(&mut far_cache).await, ["other"]);
+}
+
+/// A key of another type refuses its command for ever; it is counted, and the others go on.
+#[tokio::test]
+async fn a_command_that_will_never_work_is_passed_over() {
+    let (world, daemon, mut cache) = settled().await;
+    redis::cmd("ACL")
+        .arg("SETUSER")
+        .arg("default")
+        .arg("resetkeys")
+        .arg("~waltag:*")
+        .arg("~user:*")
+        .exec_async(&mut cache)
+        .await
+        .unwrap();
+    let sql = world.sql().await;
+    sql.batch_execute("INSERT INTO unrelated VALUES (1); INSERT INTO first_model VALUES (15, 'X')").await.unwrap();
+    world.settled(&sql).await;
+    daemon.wait_for("passed over");
+    redis::cmd("ACL").arg("SETUSER").arg("default").arg("allkeys").exec_async(&mut cache).await.unwrap();
+    assert_eq!(left(&mut cache).await, ["n:1", "session:1", "user:15:session", "users"]);
+}
