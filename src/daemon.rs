@@ -31,6 +31,7 @@ use crate::source::replication::slot::verify_not_synchronous;
 use crate::source::replication::{self, Server, Source};
 use crate::source::session;
 use crate::source::visibility::{QUERY, Snapshot};
+use crate::systemd::Manager;
 use intake::take;
 
 /// Frames that are taken without looking at anything else: bounds how late a reply of Redis is seen.
@@ -60,17 +61,23 @@ struct Daemon {
     told: Option<String>,
     backoff: Backoff,
     patience: Duration,
+    manager: Manager,
 }
 
 /// Runs until a signal asks to stop, or until something only people can mend is wrong before the first READY.
 pub async fn run(settings: Settings, rules: Rules) -> Result<(), Failure> {
     let mut shutdown = Shutdown::listen()?;
     let owner = format!("{:016x}", rand::random::<u64>());
+    let manager = Manager::new();
     let (rules, backoff, patience) = (Rc::new(rules), Backoff::default(), *PATIENCE.start());
-    let mut daemon = Daemon { settings, rules, owner, flow: None, ready: false, told: None, backoff, patience };
+    let mut daemon =
+        Daemon { settings, rules, owner, flow: None, ready: false, told: None, backoff, patience, manager };
     loop {
         let error = match daemon.stream(&mut shutdown).await {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                daemon.manager.stopping();
+                return Ok(());
+            }
             Err(failure) => failure,
         };
         let wait = match error.kind {
@@ -80,6 +87,7 @@ pub async fn run(settings: Settings, rules: Rules) -> Result<(), Failure> {
         };
         daemon.tell(&error);
         if daemon.rest(wait, &mut shutdown).await {
+            daemon.manager.stopping();
             return Ok(());
         }
     }
@@ -88,10 +96,15 @@ pub async fn run(settings: Settings, rules: Rules) -> Result<(), Failure> {
 impl Daemon {
     /// One life of a stream: opens it, and moves rows until it breaks. `Ok` when asked to stop.
     async fn stream(&mut self, shutdown: &mut Shutdown) -> Result<(), Error> {
-        let (mut source, catalog, confirmed) = tokio::select! {
-            () = shutdown.asked() => return Ok(()),
-            opened = self.open() => opened?,
+        let (mut turn, mut opening) = (tokio::time::interval(IDLE_LOOK), Box::pin(self.open()));
+        let (mut source, catalog, confirmed) = loop {
+            tokio::select! {
+                () = shutdown.asked() => return Ok(()),
+                opened = &mut opening => break opened?,
+                _ = turn.tick() => self.manager.feed(),
+            }
         };
+        drop(opening);
         let mut flow = self.resume(&source.server);
         flow.resume_at(confirmed);
         self.begin(&mut flow, &source.server, confirmed, &catalog);
@@ -202,6 +215,7 @@ impl Daemon {
                 }
             }
             self.announce(flow);
+            self.manager.feed();
             let room = flow.size() < self.settings.tag_memory;
             if !room {
                 feedback.heard();
@@ -307,7 +321,15 @@ impl Daemon {
     fn announce(&mut self, flow: &Flow) {
         if !self.ready && flow.lanes.iter().all(Lane::attempted) {
             self.ready = true;
+            self.manager.ready();
             tracing::info!(caches = flow.lanes.len(), rules = self.rules.rules.len(), "ready");
+        }
+        if self.ready {
+            let detached = flow.lanes.iter().filter(|lane| !lane.is_attached()).count();
+            self.manager.status(&match detached {
+                0 => format!("streaming; {} caches", flow.lanes.len()),
+                detached => format!("streaming; {detached} of {} caches are detached", flow.lanes.len()),
+            });
         }
     }
 
@@ -340,6 +362,14 @@ impl Daemon {
             Kind::Away => tracing::warn!("{error}; trying again"),
             Kind::Permanent(_) => tracing::error!("{error}; trying again"),
         }
+        match error.kind {
+            Kind::Standby => {
+                // A hot standby is up: it takes over by itself.
+                self.manager.ready();
+                self.manager.status("standby: another daemon holds the slot");
+            }
+            Kind::Away | Kind::Permanent(_) => self.manager.status(&format!("trying again: {}", error.sentence)),
+        }
         self.told = Some(error.sentence.clone());
     }
 
@@ -347,6 +377,7 @@ impl Daemon {
     async fn rest(&mut self, wait: Duration, shutdown: &mut Shutdown) -> bool {
         let until = Instant::now() + wait;
         loop {
+            self.manager.feed();
             tokio::select! {
                 () = shutdown.asked() => return true,
                 () = sleep_until(until) => return false,

@@ -40,3 +40,4 @@ mod quantity;
 pub mod settings;
 pub mod setup;
 mod shutdown;
+mod systemd;

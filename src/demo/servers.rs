@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tokio_postgres::NoTls;
 
 /// A server must answer within this.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -165,6 +166,25 @@ impl Postgres {
     /// A program that runs as the owner of the cluster.
     pub fn as_owner(&self, program: &Path) -> Command {
         as_postgres(program)
+    }
+
+    /// Waits until commits wait for a standby: sessions know a reloaded setting before the checkpointer has put it in
+    /// force. A commit of our own shows it, and is cancelled.
+    pub async fn until_commits_wait(&self, database: &str) -> Result<(), tokio_postgres::Error> {
+        let (watcher, connection) = tokio_postgres::connect(&self.url("postgres", database), NoTls).await?;
+        tokio::spawn(connection);
+        loop {
+            let (probe, connection) = tokio_postgres::connect(&self.url("postgres", database), NoTls).await?;
+            tokio::spawn(connection);
+            let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+            let commit = tokio::spawn(async move { probe.batch_execute("SELECT pg_logical_emit_message(true, 'probe', '')").await });
+            let waits = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep'";
+            while !commit.is_finished() {
+                if watcher.query_opt(waits, &[&pid]).await?.is_some() {
+                    return Ok(());
+                }
+            }
+        }
     }
 
     /// The data directory.

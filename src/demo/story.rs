@@ -128,6 +128,10 @@ impl Stage {
         let daemon = start_daemon(&postgres, &directory, &log)?;
         let mut stage = Stage { daemon, log, sql, reader, monitor, redis, postgres, directory };
         stage.until_ready(1).await?;
+        // The first start makes everything stale once; the scenes begin behind it.
+        let log = stage.log.clone();
+        let over = || std::fs::read_to_string(&log).unwrap_or_default().contains("resync complete");
+        until("the first resync is over", async || Ok(over())).await?;
         say("waltag", "`waltag setup --apply` made role and publication, `waltag run` streams");
         Ok(stage)
     }
@@ -280,6 +284,9 @@ impl Stage {
         let wanted = !setting.is_empty();
         until("PostgreSQL reloads", async || Ok(self.sql.query_one(query, &[]).await?.get::<_, bool>(0) == wanted))
             .await?;
+        if wanted {
+            self.postgres.until_commits_wait("postgres").await?;
+        }
         Ok(())
     }
 

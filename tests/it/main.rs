@@ -13,4 +13,5 @@ mod gaps;
 mod server_settings;
 mod shutdown;
 mod support;
+mod systemd;
 mod visibility;

@@ -29,6 +29,9 @@ async fn set(world: &World, settings: &str, sql: &Client) {
         row.get::<_, bool>(0) == wanted
     })
     .await;
+    if settings == MISSING_STANDBY {
+        world.postgres.until_commits_wait("shop").await.unwrap();
+    }
 }
 
 /// Waits until the walsender has sent the commit of a session that waits for a standby.
