@@ -2,6 +2,8 @@
 //! polled by it, so nothing can get ahead of anything else unnoticed.
 
 mod intake;
+mod opening;
+mod report;
 
 use std::future::{Future, pending};
 use std::ops::RangeInclusive;
@@ -13,22 +15,16 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_postgres::SimpleQueryRow;
 
 use crate::backoff::Backoff;
-use crate::cache::connection::Kind as CacheKind;
 use crate::cache::lane::{Event as LaneEvent, Lane};
-use crate::cache::marker::{Marker, Origin};
-use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::flow::Flow;
 use crate::rules::Rules;
 use crate::settings::Settings;
-use crate::setup;
-use crate::setup::catalog::Catalog;
 use crate::shutdown::Shutdown;
-use crate::source::lsn::Lsn;
 use crate::source::replication::error::{Error, Kind};
 use crate::source::replication::feedback::Feedback;
 use crate::source::replication::slot::verify_not_synchronous;
-use crate::source::replication::{self, Server, Source};
+use crate::source::replication::{Server, Source};
 use crate::source::session;
 use crate::source::visibility::{QUERY, Snapshot};
 use crate::systemd::Manager;
@@ -123,81 +119,6 @@ impl Daemon {
         ended
     }
 
-    /// Opens both connections, looks at the tables, and starts the stream; where it starts.
-    async fn open(&self) -> Result<(Source, Option<Catalog>, Lsn), Error> {
-        let Settings { dsn, names, lock_timeout, .. } = &self.settings;
-        let mut source = replication::open(dsn, names, *lock_timeout).await?;
-        let catalog = match self.look_at_tables(&source).await {
-            // A migration holds a lock on a table of ours: the others must not wait for it once they were looked at.
-            Err(error) if self.ready && error.kind == Kind::Away => {
-                tracing::warn!("{error}; streaming all the same");
-                None
-            }
-            looked => Some(looked?),
-        };
-        source.start(names).await?;
-        let confirmed = source.confirmed(names).await?;
-        Ok((source, catalog, confirmed))
-    }
-
-    /// Tells the lanes where the stream starts, and what a sweep can reach.
-    fn begin(&self, flow: &mut Flow, server: &Server, confirmed: Lsn, catalog: &Option<Catalog>) {
-        for (index, lane) in flow.lanes.iter_mut().enumerate() {
-            let origin = Origin { timeline: server.timeline.clone(), crash: server.crash.clone() };
-            let reach = self.rules.reach(index, |table, column| {
-                catalog.as_ref().and_then(|catalog| catalog.type_of(table, column)).unwrap_or_default()
-            });
-            for template in &reach.unreachable {
-                tracing::warn!(
-                    cache = lane.cache().name,
-                    template,
-                    "a sweep cannot reach the keys of this template: it does not start with a literal that ends in a separator"
-                );
-            }
-            if let Some(reason) = lane.begin(confirmed, origin, reach.patterns) {
-                tracing::warn!(cache = lane.cache().name, "resync: {reason}");
-            }
-        }
-    }
-
-    /// What was under way when the last stream broke; a new flow if this is another server.
-    fn resume(&mut self, server: &Server) -> Flow {
-        let origin = Origin { timeline: server.timeline.clone(), crash: server.crash.clone() };
-        match self.flow.take() {
-            Some((last, flow)) if last.system == server.system && last.timeline == server.timeline => flow,
-            _ => {
-                let slot = &self.settings.names.slot;
-                // One share is left over: a lane that fills its own must not stop the reader for the others.
-                let share = self.settings.tag_memory / (self.rules.caches.len() + 1);
-                let lane = |cache: &crate::cache::Cache| {
-                    let marker = Marker::new(&server.system, slot, &cache.name, &self.owner, origin.clone());
-                    Lane::new(cache.clone(), marker, share, self.rules.caches.len() == 1)
-                };
-                Flow::new(self.rules.clone(), self.rules.caches.iter().map(lane).collect())
-            }
-        }
-    }
-
-    /// A table whose identity does not send what the rules need is refused before anything goes stale.
-    async fn look_at_tables(&self, source: &Source) -> Result<Catalog, Error> {
-        let read = setup::catalog::read(&source.session, &self.rules, &self.settings.names.publication).await;
-        let catalog = read.map_err(|error| Error::session("reading the catalog", &source.place, &error))?;
-        let (refused, told) = setup::verify::tables(&self.rules, &catalog, &self.settings.names.publication);
-        if self.told.is_none() {
-            told.iter().for_each(|problem| tracing::warn!("{problem}"));
-        }
-        if refused.is_empty() {
-            return Ok(catalog);
-        }
-        let list: Vec<String> = refused.iter().map(ToString::to_string).collect();
-        if self.ready {
-            // The other tables must not suffer; each change whose tags cannot be listed is told.
-            tracing::error!("a table changed under its rules:\n{}", list.join("\n\n"));
-            return Ok(catalog);
-        }
-        Err(Error::permanent(Exit::Rules, list.join("\n\n")))
-    }
-
     async fn pump(&mut self, source: &mut Source, flow: &mut Flow, shutdown: &mut Shutdown) -> Result<(), Error> {
         let begin = flow.marked();
         let mut feedback = Feedback::new(begin.unwrap_or_default());
@@ -272,67 +193,6 @@ impl Daemon {
         Ok(())
     }
 
-    fn lane_event(&mut self, flow: &Flow, index: usize, event: LaneEvent) -> Result<(), Error> {
-        let Some(lane) = flow.lanes.get(index) else { return Ok(()) };
-        let (cache, address) = (&lane.cache().name, lane.cache().address());
-        match event {
-            LaneEvent::Up => tracing::info!(cache, address, "cache claimed"),
-            LaneEvent::Sent(tags) => tracing::debug!(cache, tags, "made stale"),
-            LaneEvent::Marked => {}
-            LaneEvent::Full => {
-                tracing::error!(
-                    cache,
-                    address,
-                    "Redis is full and refuses the marker; deletions go through. Raise maxmemory"
-                );
-            }
-            LaneEvent::Refused(reason) => {
-                tracing::error!(
-                    cache,
-                    address,
-                    "the marker was refused: {reason}; it is claimed again, and everything goes stale"
-                );
-            }
-            LaneEvent::Resync(reason) => tracing::warn!(cache, address, "resync: {reason}"),
-            LaneEvent::Swept(keys, Some(reason)) => tracing::info!(cache, keys, "resync complete: {reason}"),
-            LaneEvent::Swept(keys, None) => tracing::info!(cache, keys, "sweep complete"),
-            LaneEvent::Futile(commands, error) => {
-                tracing::error!(cache, address, commands, "{}; passed over", error.sentence);
-            }
-            LaneEvent::Detached(error) => {
-                tracing::error!(
-                    cache,
-                    address,
-                    "detached: {}; it is made stale as a whole when it answers",
-                    error.sentence
-                );
-            }
-            LaneEvent::Down(error) if error.kind == CacheKind::Refused && !self.ready => {
-                return Err(Error::permanent(Exit::Config, error.to_string()));
-            }
-            LaneEvent::Down(error) => {
-                tracing::warn!(cache, address, "{}; its tags are kept and sent again", error.sentence);
-            }
-        }
-        Ok(())
-    }
-
-    /// READY once the stream runs and every cache was claimed, or tried in vain.
-    fn announce(&mut self, flow: &Flow) {
-        if !self.ready && flow.lanes.iter().all(Lane::attempted) {
-            self.ready = true;
-            self.manager.ready();
-            tracing::info!(caches = flow.lanes.len(), rules = self.rules.rules.len(), "ready");
-        }
-        if self.ready {
-            let detached = flow.lanes.iter().filter(|lane| !lane.is_attached()).count();
-            self.manager.status(&match detached {
-                0 => format!("streaming; {} caches", flow.lanes.len()),
-                detached => format!("streaming; {detached} of {} caches are detached", flow.lanes.len()),
-            });
-        }
-    }
-
     /// A clean stop: nothing more is read, the batches in flight are finished and confirmed.
     async fn drain(&self, source: &mut Source, flow: &mut Flow, mut feedback: Feedback) -> Result<(), Error> {
         let settle = async {
@@ -350,27 +210,6 @@ impl Daemon {
         let sent = feedback.send(&mut source.connection).await;
         tracing::info!(confirmed = %flow.marked().unwrap_or_default(), "stopped");
         sent.map_err(|error| Error::stream("stopping", &source.place, &error))
-    }
-
-    /// Says what is wrong, once per cause.
-    fn tell(&mut self, error: &Error) {
-        if self.told.as_ref() == Some(&error.sentence) {
-            return;
-        }
-        match error.kind {
-            Kind::Standby => tracing::info!("{error}; waiting for the slot: this daemon takes over when it is free"),
-            Kind::Away => tracing::warn!("{error}; trying again"),
-            Kind::Permanent(_) => tracing::error!("{error}; trying again"),
-        }
-        match error.kind {
-            Kind::Standby => {
-                // A hot standby is up: it takes over by itself.
-                self.manager.ready();
-                self.manager.status("standby: another daemon holds the slot");
-            }
-            Kind::Away | Kind::Permanent(_) => self.manager.status(&format!("trying again: {}", error.sentence)),
-        }
-        self.told = Some(error.sentence.clone());
     }
 
     /// Waits between two streams; the lanes go on with what they have. True if asked to stop.

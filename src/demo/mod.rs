@@ -2,6 +2,7 @@
 
 pub mod monitor;
 mod reader;
+mod redis_server;
 pub mod servers;
 mod story;
 

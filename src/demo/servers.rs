@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio_postgres::NoTls;
 
+pub use super::redis_server::Redis;
+
 /// A server must answer within this.
-const START_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a private server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -37,15 +39,6 @@ pub struct Postgres {
     pub port: u16,
     bin: PathBuf,
     directory: TempDir,
-    child: Option<Child>,
-}
-
-/// A private Redis, stopped and removed when dropped.
-pub struct Redis {
-    /// Where it listens on 127.0.0.1.
-    pub port: u16,
-    directory: TempDir,
-    arguments: Vec<String>,
     child: Option<Child>,
 }
 
@@ -177,7 +170,10 @@ impl Postgres {
             let (probe, connection) = tokio_postgres::connect(&self.url("postgres", database), NoTls).await?;
             tokio::spawn(connection);
             let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
-            let commit = tokio::spawn(async move { probe.batch_execute("SELECT pg_logical_emit_message(true, 'probe', '')").await });
+            let commit =
+                tokio::spawn(
+                    async move { probe.batch_execute("SELECT pg_logical_emit_message(true, 'probe', '')").await },
+                );
             let waits = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep'";
             while !commit.is_finished() {
                 if watcher.query_opt(waits, &[&pid]).await?.is_some() {
@@ -220,68 +216,6 @@ impl Drop for Postgres {
     }
 }
 
-impl Redis {
-    /// Starts a Redis without persistence; `arguments` are settings as `--name value`.
-    pub fn start(arguments: &[&str]) -> Result<Redis, Error> {
-        let directory = private_directory()?;
-        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let mut server = Redis { port: free_port()?, directory, arguments, child: None };
-        server.launch()?;
-        Ok(server)
-    }
-
-    /// Starts it (again), and waits until it takes connections.
-    pub fn launch(&mut self) -> Result<(), Error> {
-        let program = find_in_path("redis-server").ok_or(Error::Missing("redis-server"))?;
-        let mut server = as_postgres(&program);
-        server.args([
-            "--port",
-            &self.port.to_string(),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--dir",
-        ]);
-        server.arg(self.directory.path()).args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null());
-        self.child = Some(spawn(server.stderr(Stdio::null()))?);
-        let deadline = Instant::now() + START_LIMIT;
-        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            if Instant::now() > deadline {
-                return Err(Error::Failed("redis-server".into(), "it does not take connections".into()));
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(())
-    }
-
-    /// kill -9.
-    pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    /// Its process, for SIGSTOP.
-    pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
-    }
-
-    /// URL of a database.
-    pub fn url(&self, database: u8) -> String {
-        format!("redis://127.0.0.1:{}/{database}", self.port)
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
 /// The directory of PostgreSQL's programs: `POSTGRES_BIN`, PATH, Debian's newest.
 pub fn postgres_programs() -> Result<PathBuf, Error> {
     if let Some(directory) = std::env::var_os("POSTGRES_BIN") {
@@ -297,7 +231,7 @@ pub fn postgres_programs() -> Result<PathBuf, Error> {
     versions.filter(|bin| bin.join("initdb").exists()).max().ok_or(Error::Missing("PostgreSQL (initdb)"))
 }
 
-fn find_in_path(program: &str) -> Option<PathBuf> {
+pub(super) fn find_in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|directory| directory.join(program)).find(|candidate| candidate.is_file())
 }
@@ -311,7 +245,7 @@ fn drop_to() -> Option<(u32, u32)> {
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-fn as_postgres(program: &Path) -> Command {
+pub(super) fn as_postgres(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.current_dir("/");
     if let Some((user, group)) = drop_to() {
@@ -345,7 +279,7 @@ pub fn free_port() -> Result<u16, Error> {
     Ok(socket.map_err(|error| Error::Io("free port".into(), error))?.port())
 }
 
-fn spawn(command: &mut Command) -> Result<Child, Error> {
+pub(super) fn spawn(command: &mut Command) -> Result<Child, Error> {
     command.spawn().map_err(|error| Error::Io(command.get_program().to_string_lossy().into_owned(), error))
 }
 

@@ -1,0 +1,93 @@
+//! What people and the service manager are told, and when.
+
+use super::Daemon;
+use crate::cache::connection::Kind as CacheKind;
+use crate::cache::lane::{Event as LaneEvent, Lane};
+use crate::exit::Exit;
+use crate::flow::Flow;
+use crate::source::replication::error::{Error, Kind};
+
+impl Daemon {
+    /// What happened on a lane. Before the first READY, a cache that refuses us is a wrong setting.
+    pub(super) fn lane_event(&mut self, flow: &Flow, index: usize, event: LaneEvent) -> Result<(), Error> {
+        let Some(lane) = flow.lanes.get(index) else { return Ok(()) };
+        let (cache, address) = (&lane.cache().name, lane.cache().address());
+        match event {
+            LaneEvent::Up => tracing::info!(cache, address, "cache claimed"),
+            LaneEvent::Sent(tags) => tracing::debug!(cache, tags, "made stale"),
+            LaneEvent::Marked => {}
+            LaneEvent::Full => {
+                tracing::error!(
+                    cache,
+                    address,
+                    "Redis is full and refuses the marker; deletions go through. Raise maxmemory"
+                );
+            }
+            LaneEvent::Refused(reason) => {
+                tracing::error!(
+                    cache,
+                    address,
+                    "the marker was refused: {reason}; it is claimed again, and everything goes stale"
+                );
+            }
+            LaneEvent::Resync(reason) => tracing::warn!(cache, address, "resync: {reason}"),
+            LaneEvent::Swept(keys, Some(reason)) => tracing::info!(cache, keys, "resync complete: {reason}"),
+            LaneEvent::Swept(keys, None) => tracing::info!(cache, keys, "sweep complete"),
+            LaneEvent::Futile(commands, error) => {
+                tracing::error!(cache, address, commands, "{}; passed over", error.sentence);
+            }
+            LaneEvent::Detached(error) => {
+                tracing::error!(
+                    cache,
+                    address,
+                    "detached: {}; it is made stale as a whole when it answers",
+                    error.sentence
+                );
+            }
+            LaneEvent::Down(error) if error.kind == CacheKind::Refused && !self.ready => {
+                return Err(Error::permanent(Exit::Config, error.to_string()));
+            }
+            LaneEvent::Down(error) => {
+                tracing::warn!(cache, address, "{}; its tags are kept and sent again", error.sentence);
+            }
+        }
+        Ok(())
+    }
+
+    /// READY once the stream runs and every cache was claimed, or tried in vain.
+    pub(super) fn announce(&mut self, flow: &Flow) {
+        if !self.ready && flow.lanes.iter().all(Lane::attempted) {
+            self.ready = true;
+            self.manager.ready();
+            tracing::info!(caches = flow.lanes.len(), rules = self.rules.rules.len(), "ready");
+        }
+        if self.ready {
+            let detached = flow.lanes.iter().filter(|lane| !lane.is_attached()).count();
+            self.manager.status(&match detached {
+                0 => format!("streaming; {} caches", flow.lanes.len()),
+                detached => format!("streaming; {detached} of {} caches are detached", flow.lanes.len()),
+            });
+        }
+    }
+
+    /// Says what is wrong, once per cause.
+    pub(super) fn tell(&mut self, error: &Error) {
+        if self.told.as_ref() == Some(&error.sentence) {
+            return;
+        }
+        match error.kind {
+            Kind::Standby => tracing::info!("{error}; waiting for the slot: this daemon takes over when it is free"),
+            Kind::Away => tracing::warn!("{error}; trying again"),
+            Kind::Permanent(_) => tracing::error!("{error}; trying again"),
+        }
+        match error.kind {
+            Kind::Standby => {
+                // A hot standby is up: it takes over by itself.
+                self.manager.ready();
+                self.manager.status("standby: another daemon holds the slot");
+            }
+            Kind::Away | Kind::Permanent(_) => self.manager.status(&format!("trying again: {}", error.sentence)),
+        }
+        self.told = Some(error.sentence.clone());
+    }
+}
