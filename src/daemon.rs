@@ -20,6 +20,7 @@ use crate::failure::Failure;
 use crate::flow::Flow;
 use crate::rules::Rules;
 use crate::settings::Settings;
+use crate::setup::catalog::Catalog;
 use crate::shutdown::Shutdown;
 use crate::source::replication::error::{Error, Kind};
 use crate::source::replication::feedback::Feedback;
@@ -58,6 +59,8 @@ struct Daemon {
     backoff: Backoff,
     patience: Duration,
     manager: Manager,
+    /// As it was read last: a sweep goes by the types of the columns.
+    catalog: Option<Catalog>,
 }
 
 /// Runs until a signal asks to stop, or until something only people can mend is wrong before the first READY.
@@ -66,8 +69,18 @@ pub async fn run(settings: Settings, rules: Rules) -> Result<(), Failure> {
     let owner = format!("{:016x}", rand::random::<u64>());
     let manager = Manager::new();
     let (rules, backoff, patience) = (Rc::new(rules), Backoff::default(), *PATIENCE.start());
-    let mut daemon =
-        Daemon { settings, rules, owner, flow: None, ready: false, told: None, backoff, patience, manager };
+    let mut daemon = Daemon {
+        settings,
+        rules,
+        owner,
+        flow: None,
+        ready: false,
+        told: None,
+        backoff,
+        patience,
+        manager,
+        catalog: None,
+    };
     loop {
         let error = match daemon.stream(&mut shutdown).await {
             Ok(()) => {
@@ -103,7 +116,8 @@ impl Daemon {
         drop(opening);
         let mut flow = self.resume(&source.server);
         flow.resume_at(confirmed);
-        self.begin(&mut flow, &source.server, confirmed, &catalog);
+        self.catalog = catalog.or(self.catalog.take());
+        self.begin(&mut flow, &source.server, confirmed);
         let (server, slot) = (source.server.clone(), &self.settings.names.slot);
         tracing::info!(server = source.place, slot, timeline = server.timeline, %confirmed, "streaming");
         let ended = match flow.relations.read_ancestors(&source.session).await {

@@ -7,13 +7,10 @@ use super::Cache;
 use super::batch::Batch;
 use super::command::{self, commands};
 use super::connection::{self, Error, Kind};
-use super::marker::Found;
+use super::marker::{Found, is_full};
 
 /// Tags of one pipeline: one round trip each, and a bound on what redis-rs buffers.
 const SLICE: usize = 1_000;
-
-/// What Redis answers to a write when maxmemory is reached and nothing may be evicted.
-const FULL: &str = "OOM";
 
 /// How a piece of a lane's work ended.
 pub(super) enum Outcome {
@@ -50,7 +47,7 @@ pub(super) async fn claim(cache: Cache, mut connection: MultiplexedConnection, w
     pipeline.ignore_errors().add_command(write);
     Outcome::Claimed(match pipeline.query_async::<Vec<Value>>(&mut connection).await {
         Ok(mut replies) => match replies.pop().unwrap_or_default() {
-            Value::ServerError(error) if error.code() != FULL => Err(Error::reply(&cache, error)),
+            Value::ServerError(error) if !is_full(&error) => Err(Error::reply(&cache, error)),
             answer => Ok(answer),
         },
         Err(error) => Err(Error::new(&cache, &error)),
@@ -86,9 +83,10 @@ pub(super) async fn flight(
                 for (index, reply) in replies.into_iter().enumerate() {
                     match reply {
                         // A full Redis refuses the marker and takes the deletions after it.
-                        Value::ServerError(error) if error.code() != FULL || !marked || index > 0 => {
+                        Value::ServerError(error) if !(marked && index == 0 && is_full(&error)) => {
                             let error = Error::reply(&cache, error);
-                            if error.kind == Kind::Futile {
+                            // Without its marker nothing is ever done, so that one is no trifle.
+                            if error.kind == Kind::Futile && !(marked && index == 0) {
                                 let count = futile.map_or(1, |before: Box<(u64, Error)>| before.0 + 1);
                                 futile = Some(Box::new((count, error)));
                             } else {

@@ -63,6 +63,12 @@ pub struct Lane {
     share: Option<usize>,
     away_since: Option<Instant>,
     attachment: Attachment,
+    /// It has taken tags of this process: a refusal is no wrong setting from the start.
+    proven: bool,
+    /// Without repeats: the last batch, until a marker behind it proves that this Redis still has it.
+    unproven: Option<Batch>,
+    /// The marker was told to forget its progress, and has not been told of any since.
+    forgotten: bool,
 }
 
 /// Does this cache count?
@@ -137,16 +143,22 @@ impl Lane {
             share: (!alone).then_some(share),
             away_since: None,
             attachment: Attachment::Attached,
+            proven: false,
+            unproven: None,
+            forgotten: false,
         }
     }
 
     /// A stream starts: where, on which server, and what a sweep can reach there. A server that has crashed since may have
     /// lost commits that readers saw.
     pub fn begin(&mut self, confirmed: Lsn, origin: Origin, patterns: Vec<Pattern>) -> Option<String> {
+        // What lies between was never sent to us: the slot was made anew, moved, or read by somebody else.
+        let jumped =
+            (self.progress.is_some() && confirmed > self.position).then(|| format!("the slot jumped to {confirmed}"));
         self.confirmed = confirmed;
         self.position = self.position.max(confirmed);
         self.sweeps.reach(patterns);
-        let gap = self.marker.set_origin(origin)?;
+        let gap = self.marker.set_origin(origin).or(jumped)?;
         self.sweeps.resync(gap.clone(), self.position);
         Some(gap)
     }
@@ -211,7 +223,8 @@ impl Lane {
 
     /// No first pass waits or is under way, and the marker says what it can: a stop waits for neither repeats nor sweeps.
     pub fn is_settled(&self) -> bool {
-        let told = self.written >= self.progress || self.sweeps.is_resyncing() || !self.is_attached();
+        let told =
+            (self.written >= self.progress && !self.forgotten) || self.sweeps.is_resyncing() || !self.is_attached();
         self.next.tags.is_empty() && self.in_flight.size == 0 && told
     }
 
@@ -230,7 +243,7 @@ impl Lane {
             {
                 return Poll::Ready(match outcome {
                     Ok((swept, ended)) => Event::Swept(swept, ended),
-                    Err(error) => Event::Down(error),
+                    Err(error) => self.sweep_failed(error),
                 });
             }
             if self.work.is_none() {

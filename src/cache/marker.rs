@@ -48,6 +48,8 @@ pub struct Marker {
     held: Held,
     /// This process has claimed it before.
     claimed: bool,
+    /// The highest number of this process: none is used twice, so that an older copy always looks older.
+    last: u64,
 }
 
 /// What stands in the hash.
@@ -97,6 +99,7 @@ impl Marker {
             origin,
             held: Held::default(),
             claimed: false,
+            last: 0,
         }
     }
 
@@ -123,7 +126,7 @@ impl Marker {
     /// Takes the answer to [`Marker::read`]: does it prove that changes may have been missed, and why? `confirmed` is where
     /// the slot starts. A position is confirmed only after the marker said so; a marker behind it has lost writes.
     pub fn found(&mut self, found: Found, confirmed: Lsn) -> Option<String> {
-        let gap = if self.claimed { self.loss(&found) } else { self.gap(&found, confirmed) };
+        let gap = if self.claimed { self.loss(&found, confirmed) } else { self.gap(&found, confirmed) };
         self.held = Held { owner: found.owner.unwrap_or_default(), seq: found.seq.unwrap_or_default() };
         gap
     }
@@ -140,10 +143,11 @@ impl Marker {
     }
 
     /// While running: is it as we left it?
-    fn loss(&self, found: &Found) -> Option<String> {
+    fn loss(&self, found: &Found, confirmed: Lsn) -> Option<String> {
         let number = |text: &str| text.parse::<u64>().unwrap_or_default();
         match (&found.owner, &found.seq) {
-            (Some(owner), _) if *owner != self.owner => None,
+            // Another daemon, or a copy from before our time: what it says of its progress decides.
+            (Some(owner), _) if *owner != self.owner => self.gap(found, confirmed),
             (Some(_), Some(seq)) if number(seq) >= number(&self.held.seq) => None,
             (Some(_), _) => Some("the marker went back: this Redis lost writes".into()),
             (None, _) => Some("the marker is gone: this Redis was emptied or lost writes".into()),
@@ -163,7 +167,7 @@ impl Marker {
         let mut command = redis::cmd("EVALSHA");
         command.arg(self.script.get_hash()).arg(1).arg(&self.key).arg(&self.held.owner).arg(&self.held.seq);
         command.arg(if forget { "forget" } else { "keep" });
-        command.arg("format").arg(FORMAT).arg("owner").arg(&self.owner).arg("seq").arg(self.next_seq());
+        command.arg("format").arg(FORMAT).arg("owner").arg(&self.owner).arg("seq").arg(self.next());
         command.arg("timeline").arg(&self.origin.timeline).arg("crash").arg(&self.origin.crash);
         if let Some(Progress { first, done }) = progress {
             command.arg("lsn").arg(first.to_string()).arg("done").arg(done.to_string());
@@ -174,11 +178,12 @@ impl Marker {
     /// Takes the answer to [`Marker::write`].
     pub fn answered(&mut self, value: &Value) -> Answer {
         if matches!(value, Value::Int(1)) {
-            self.held = Held { owner: self.owner.clone(), seq: self.next_seq() };
+            self.last = self.next();
+            self.held = Held { owner: self.owner.clone(), seq: self.last.to_string() };
             self.claimed = true;
             return Answer::Written;
         }
-        if matches!(value, Value::ServerError(error) if error.code() == "OOM") {
+        if matches!(value, Value::ServerError(error) if is_full(error)) {
             return Answer::Full;
         }
         let text = |value: &Value| redis::from_redis_value_ref::<String>(value).unwrap_or_default();
@@ -197,10 +202,14 @@ impl Marker {
         Answer::Refused(there)
     }
 
-    fn next_seq(&self) -> String {
-        // A sequence number that is not one of ours starts again at 1.
-        self.held.seq.parse::<u64>().unwrap_or_default().saturating_add(1).to_string()
+    fn next(&self) -> u64 {
+        self.held.seq.parse::<u64>().unwrap_or_default().max(self.last).saturating_add(1)
     }
+}
+
+/// Redis is full and may evict nothing. 6.2 wraps the error of a script's command into one of its own.
+pub(super) fn is_full(error: &redis::ServerError) -> bool {
+    error.code() == "OOM" || error.details().is_some_and(|details| details.contains("-OOM"))
 }
 
 #[cfg(test)]
@@ -221,10 +230,10 @@ mod tests {
     fn each_write_expects_the_one_before() {
         let mut marker = marker();
         marker.found(Found::default(), Lsn(0));
-        assert_eq!(marker.next_seq(), "1");
+        assert_eq!(marker.next(), 1);
         assert_eq!(marker.answered(&Value::Int(1)), Answer::Written);
         assert_eq!(marker.held, Held { owner: "me".into(), seq: "1".into() });
-        assert_eq!(marker.next_seq(), "2");
+        assert_eq!(marker.next(), 2);
     }
 
     #[test]
@@ -263,7 +272,8 @@ mod tests {
             marker.found(again, Lsn(0x99))
         };
         assert_eq!(loss(found("me", "10", "0/20")), None);
-        assert_eq!(loss(found("you", "1", "0/20")), None, "taken over: told by the next refusal");
+        assert_eq!(loss(found("you", "1", "0/99")), None, "another daemon was here, and is as far as the slot");
+        assert!(loss(found("old", "99", "0/20")).unwrap().contains("before the slot's"), "a copy from before our time");
         assert!(loss(found("me", "9", "0/20")).unwrap().contains("went back"));
         assert!(loss(Found::default()).unwrap().contains("gone"));
     }

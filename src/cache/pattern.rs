@@ -5,8 +5,11 @@
 
 use tokio_postgres::types::Type;
 
+use super::Cache;
 use super::dialect::KeyFormula;
-use crate::rules::template::{Name, Piece, Template};
+use crate::rules::file::TableName;
+use crate::rules::plan;
+use crate::rules::template::{Name, Piece, Placeholder, Template};
 
 /// The keys of one template, or of one hashed prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +22,8 @@ enum Part {
     Integer,
     /// Hexadecimal digits and hyphens: a uuid has 36, an md5 32.
     Hex(usize),
-    /// Anything, at least one byte.
-    Text,
+    /// Anything, at least this long.
+    Text(usize),
 }
 
 impl Pattern {
@@ -32,28 +35,22 @@ impl Pattern {
         }
     }
 
-    /// The keys that a template can render where the tag is the key. `None` if that would reach further than the rules:
-    /// a template with columns must start with a literal that ends in a separator.
+    /// The keys that a template can render in a cache where the tag is the key. `None` if that would reach further than the
+    /// rules (a template with columns must start with a literal that ends in a separator) or if a type is not known.
     pub fn of_template(
         template: &Template,
-        schema: &str,
-        table: &str,
-        type_of: impl Fn(&str) -> u32,
+        cache: &Cache,
+        table: &TableName,
+        type_of: impl Fn(&str) -> Option<u32>,
     ) -> Option<Pattern> {
         let mut parts: Vec<Part> = Vec::new();
         for piece in &template.pieces {
             let part = match piece {
                 Piece::Literal(text) => Part::Literal(text.as_bytes().to_vec()),
                 Piece::Placeholder(placeholder) => match &placeholder.name {
-                    Name::Table => Part::Literal(table.as_bytes().to_vec()),
-                    Name::Schema => Part::Literal(schema.as_bytes().to_vec()),
-                    // A filter may write anything.
-                    Name::Column(_) if !placeholder.filters.is_empty() => Part::Text,
-                    Name::Column(column) => match Type::from_oid(type_of(column)) {
-                        Some(Type::INT2 | Type::INT4 | Type::INT8 | Type::OID) => Part::Integer,
-                        Some(Type::UUID) => Part::Hex(36),
-                        _ => Part::Text,
-                    },
+                    Name::Table => Part::Literal(plan::constant(&table.name, placeholder)),
+                    Name::Schema => Part::Literal(plan::constant(&table.schema, placeholder)),
+                    Name::Column(column) => column_part(placeholder, cache, type_of(column)?),
                 },
             };
             match (parts.last_mut(), part) {
@@ -61,9 +58,10 @@ impl Pattern {
                 (_, part) => parts.push(part),
             }
         }
+        let separator = |last: &u8| last.is_ascii() && !last.is_ascii_alphanumeric();
         let anchored = match parts.as_slice() {
             [Part::Literal(_)] => true,
-            [Part::Literal(text), ..] => text.last().is_some_and(|last| !last.is_ascii_alphanumeric()),
+            [Part::Literal(text), ..] => text.last().is_some_and(separator),
             _ => false,
         };
         anchored.then_some(Pattern(parts))
@@ -101,29 +99,80 @@ pub fn common_glob(patterns: &[Pattern]) -> Vec<u8> {
     glob
 }
 
-fn fits(parts: &[Part], key: &[u8]) -> bool {
-    let Some((first, rest)) = parts.split_first() else { return key.is_empty() };
-    match first {
-        Part::Literal(text) => key.strip_prefix(text.as_slice()).is_some_and(|tail| fits(rest, tail)),
-        Part::Hex(length) => key.split_at_checked(*length).is_some_and(|(digits, tail)| {
-            digits.iter().all(|byte| byte.is_ascii_hexdigit() || *byte == b'-') && fits(rest, tail)
-        }),
-        Part::Integer => {
-            let sign = usize::from(key.first() == Some(&b'-'));
-            let digits = key.iter().skip(sign).take_while(|byte| byte.is_ascii_digit()).count();
-            digits > 0 && fits(rest, key.get(sign + digits..).unwrap_or_default())
-        }
-        Part::Text => (1..=key.len()).any(|length| fits(rest, key.get(length..).unwrap_or_default())),
+/// What a column can be written as.
+fn column_part(placeholder: &Placeholder, cache: &Cache, type_oid: u32) -> Part {
+    let style = placeholder.style.unwrap_or(cache.style);
+    let text = Part::Text(usize::from(cache.dialect.empty_skips));
+    // A filter may write anything, and a style may write NULL as a word.
+    if !placeholder.filters.is_empty() || style.null().is_some() {
+        return text;
     }
+    match Type::from_oid(type_oid) {
+        Some(Type::INT2 | Type::INT4 | Type::INT8 | Type::OID) => Part::Integer,
+        Some(Type::UUID) => Part::Hex(36),
+        _ => text,
+    }
+}
+
+/// Follows every position of the key that the parts so far can end at: the time is the product of the lengths, whatever
+/// the key (whoever fills the cache chooses its keys).
+fn fits(parts: &[Part], key: &[u8]) -> bool {
+    let mut reachable = vec![false; key.len() + 1];
+    if let Some(start) = reachable.first_mut() {
+        *start = true;
+    }
+    for part in parts {
+        let mut next = vec![false; key.len() + 1];
+        let mut reach = |at: usize| next.get_mut(at).into_iter().for_each(|there| *there = true);
+        let starts = reachable.iter().enumerate().filter(|(_, there)| **there).map(|(at, _)| at);
+        for start in starts {
+            let rest = key.get(start..).unwrap_or_default();
+            match part {
+                Part::Literal(text) if rest.starts_with(text) => reach(start + text.len()),
+                Part::Hex(length) => {
+                    let digits = rest.iter().take_while(|byte| byte.is_ascii_hexdigit() || **byte == b'-').count();
+                    if digits >= *length {
+                        reach(start + length);
+                    }
+                }
+                Part::Integer => {
+                    let sign = usize::from(rest.first() == Some(&b'-'));
+                    let digits = rest.iter().skip(sign).take_while(|byte| byte.is_ascii_digit()).count();
+                    (1..=digits).for_each(|count| reach(start + sign + count));
+                }
+                // Everything behind the first start is reachable: later starts add nothing.
+                Part::Text(least) => {
+                    (start + least..=key.len()).for_each(&mut reach);
+                    break;
+                }
+                Part::Literal(_) => {}
+            }
+        }
+        reachable = next;
+    }
+    reachable.last() == Some(&true)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The pattern in a cache of these options.
+    fn pattern_in(options: &str, template: &str) -> Option<Pattern> {
+        let text = format!("{{version: 1, caches: {{c: {{url: 'redis://h', {options}}}}}}}");
+        let around = crate::rules::expand::Surroundings { variable: &|_| None, credentials: None };
+        let rules = crate::rules::Rules::parse(vec![("r.yaml".into(), text.into())], &around).unwrap();
+        let table = TableName { schema: "shop".into(), name: "t".into() };
+        let type_of = |column: &str| match column {
+            "id" => Some(Type::INT8.oid()),
+            "unknown" => None,
+            _ => Some(Type::TEXT.oid()),
+        };
+        Pattern::of_template(&Template::parse(template).unwrap(), &rules.caches[0], &table, type_of)
+    }
+
     fn pattern(template: &str) -> Option<Pattern> {
-        let type_of = |column: &str| if column == "id" { Type::INT8.oid() } else { Type::TEXT.oid() };
-        Pattern::of_template(&Template::parse(template).unwrap(), "shop", "t", type_of)
+        pattern_in("dialect: keys", template)
     }
 
     #[test]
@@ -138,7 +187,7 @@ mod tests {
             ("user:email:<email>", "user:email:", false),
             ("a:<id>.b:<name>", "a:1.b:x.y", true),
             ("a:<id>.b:<name>", "a:1.c:x", false),
-            ("<@schema>.<@table>:<id>", "shop.t:7", true),
+            ("<@schema>.<@table|upper>:<id>", "shop.T:7", true),
             ("users", "users", true),
             ("users", "users2", false),
         ] {
@@ -146,6 +195,18 @@ mod tests {
         }
         // These could be any key.
         assert_eq!((pattern("<id>"), pattern("user<id>"), pattern("<name>:x")), (None, None, None));
+        assert_eq!((pattern("clé<id>"), pattern("a:<unknown>")), (None, None));
+        // What Python writes for NULL is no integer; where empty text is a tag, it is a key as well.
+        assert!(pattern_in("dialect: keys, style: python", "user:<id>").unwrap().matches(b"user:None"));
+        assert!(pattern_in("dialect: version, ttl: 1h, absent: stale", "n:<name>").unwrap().matches(b"n:"));
+    }
+
+    #[test]
+    fn a_key_made_to_be_slow_is_not() {
+        let key = ":".repeat(20_000);
+        let begin = std::time::Instant::now();
+        assert!(!pattern("s:<a>:<b>:<c>:<d>:x").unwrap().matches(format!("s:{key}").as_bytes()));
+        assert!(begin.elapsed() < std::time::Duration::from_secs(2));
     }
 
     #[test]

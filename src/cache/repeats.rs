@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,6 +21,9 @@ use crate::tags::Tags;
 const GRAIN: Duration = Duration::from_millis(50);
 /// Tags of one repeated pass: a first pass that arrives meanwhile waits for no more than this.
 const PORTION: usize = 1_000;
+
+/// Bytes after which a new file is begun: what is no longer owed frees its disk in steps of this.
+const SEGMENT: u64 = 16 << 20;
 
 /// The repeats of one cache.
 pub struct Repeats {
@@ -41,14 +45,13 @@ struct Owed {
 
 enum Kept {
     Memory(Tags),
-    File { offset: u64, length: usize },
+    File { file: Rc<File>, offset: u64, length: usize },
 }
 
-/// The nameless file, written at its end; emptied when nothing in it is owed any more.
+/// The nameless file that is written now. It vanishes with the last batch in it; the next one starts at [`SEGMENT`] bytes.
 struct Spill {
-    file: File,
+    file: Rc<File>,
     end: u64,
-    live: usize,
 }
 
 impl Repeats {
@@ -70,12 +73,14 @@ impl Repeats {
             return Some(batch);
         }
         queue.push_back(Owed { opened: now, acknowledged: now, floor, tags: Kept::Memory(batch.tags), sent: 0 });
-        if self.size() > self.share
-            && let Err(error) = self.spill_newest()
-        {
-            tracing::warn!("owed repeats stay in memory: no temporary file ({error})");
-        }
+        self.keep_to_share(0);
         None
+    }
+
+    /// The front of the queue that is due cannot be read back: it is dropped, and what it was for is told.
+    pub fn give_up(&mut self, now: Instant) -> Option<Lsn> {
+        let (stage, _) = self.fronts().find(|(_, due)| *due <= now)?;
+        self.queues.get_mut(stage)?.pop_front().map(|owed| owed.floor)
     }
 
     /// When the next pass is due.
@@ -87,9 +92,8 @@ impl Repeats {
     pub fn take(&mut self, now: Instant) -> io::Result<Option<(usize, Tags)>> {
         let Some((stage, _)) = self.fronts().find(|(_, due)| *due <= now) else { return Ok(None) };
         let Some(owed) = self.queues.get_mut(stage).and_then(VecDeque::front_mut) else { return Ok(None) };
-        if let Kept::File { offset, length } = owed.tags {
-            let Some(spill) = &mut self.spill else { return Ok(None) };
-            owed.tags = Kept::Memory(spill.read(offset, length)?);
+        if let Kept::File { file, offset, length } = &owed.tags {
+            owed.tags = Kept::Memory(read_back(file, *offset, *length)?);
         }
         let mut portion = Tags::default();
         if let Kept::Memory(tags) = &owed.tags {
@@ -114,6 +118,7 @@ impl Repeats {
         let finished = self.queues.get_mut(stage).and_then(VecDeque::pop_front);
         if let (Some(owed), Some(next)) = (finished, self.queues.get_mut(stage + 1)) {
             next.push_back(Owed { sent: 0, ..owed });
+            self.keep_to_share(stage + 1);
         }
     }
 
@@ -141,49 +146,46 @@ impl Repeats {
         fronts.filter_map(|(stage, (queue, delay))| Some((stage, queue.front()?.acknowledged + *delay)))
     }
 
-    /// The newest is needed last.
-    fn spill_newest(&mut self) -> io::Result<()> {
-        let Some(owed) = self.queues.first_mut().and_then(VecDeque::back_mut) else { return Ok(()) };
-        let Kept::Memory(tags) = &owed.tags else { return Ok(()) };
-        let spill = match &mut self.spill {
-            Some(spill) => spill,
-            none => none.insert(Spill { file: tempfile::tempfile()?, end: 0, live: 0 }),
-        };
-        owed.tags = spill.write(tags)?;
-        Ok(())
+    /// Beyond the share, the newest of a queue goes to the file: it is needed last.
+    fn keep_to_share(&mut self, stage: usize) {
+        if self.size() <= self.share {
+            return;
+        }
+        let Some(owed) = self.queues.get_mut(stage).and_then(VecDeque::back_mut) else { return };
+        let Kept::Memory(tags) = &owed.tags else { return };
+        match write_away(&mut self.spill, tags) {
+            Ok(kept) => owed.tags = kept,
+            Err(error) => tracing::warn!("owed repeats stay in memory: no temporary file ({error})"),
+        }
     }
 }
 
-impl Spill {
-    fn write(&mut self, tags: &Tags) -> io::Result<Kept> {
-        let mut bytes = Vec::with_capacity(tags.size());
-        for tag in tags.iter() {
-            bytes.extend_from_slice(&(tag.len() as u32).to_be_bytes());
-            bytes.extend_from_slice(tag);
-        }
-        self.file.write_all_at(&bytes, self.end)?;
-        let kept = Kept::File { offset: self.end, length: bytes.len() };
-        self.end += bytes.len() as u64;
-        self.live += 1;
-        Ok(kept)
+fn write_away(spill: &mut Option<Spill>, tags: &Tags) -> io::Result<Kept> {
+    let mut bytes = Vec::with_capacity(tags.size());
+    for tag in tags.iter() {
+        bytes.extend_from_slice(&(tag.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(tag);
     }
+    let spill = match spill.take().filter(|spill| spill.end < SEGMENT) {
+        Some(open) => spill.insert(open),
+        None => spill.insert(Spill { file: Rc::new(tempfile::tempfile()?), end: 0 }),
+    };
+    spill.file.write_all_at(&bytes, spill.end)?;
+    let kept = Kept::File { file: spill.file.clone(), offset: spill.end, length: bytes.len() };
+    spill.end += bytes.len() as u64;
+    Ok(kept)
+}
 
-    fn read(&mut self, offset: u64, length: usize) -> io::Result<Tags> {
-        let mut bytes = vec![0; length];
-        self.file.read_exact_at(&mut bytes, offset)?;
-        let (mut tags, mut rest) = (Tags::default(), bytes.as_slice());
-        while let Some((head, after)) = rest.split_first_chunk::<4>() {
-            let Some((tag, after)) = after.split_at_checked(u32::from_be_bytes(*head) as usize) else { break };
-            tags.insert(tag);
-            rest = after;
-        }
-        self.live = self.live.saturating_sub(1);
-        if self.live == 0 {
-            self.file.set_len(0)?;
-            self.end = 0;
-        }
-        Ok(tags)
+fn read_back(file: &File, offset: u64, length: usize) -> io::Result<Tags> {
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, offset)?;
+    let (mut tags, mut rest) = (Tags::default(), bytes.as_slice());
+    while let Some((head, after)) = rest.split_first_chunk::<4>() {
+        let Some((tag, after)) = after.split_at_checked(u32::from_be_bytes(*head) as usize) else { break };
+        tags.insert(tag);
+        rest = after;
     }
+    Ok(tags)
 }
 
 #[cfg(test)]
@@ -253,6 +255,6 @@ mod tests {
         }
         assert_eq!(seen.len(), 200);
         assert_eq!((seen[0].as_str(), seen[199].as_str()), ("tag:0:0", "tag:19:9"));
-        assert_eq!(repeats.spill.as_ref().map(|spill| (spill.live, spill.end)), Some((0, 0)));
+        assert_eq!(repeats.spill.as_ref().map(|spill| Rc::strong_count(&spill.file)), Some(1), "nothing in it is owed");
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Cache;
 use super::command::{new_version, on_key};
-use super::connection::{self, Error};
+use super::connection::{self, Error, Kind};
 use super::pattern::{Pattern, common_glob};
 use crate::backoff::Backoff;
 use crate::source::lsn::Lsn;
@@ -33,6 +33,9 @@ pub struct Sweeps {
     waiting: Option<Lsn>,
     running: Option<(Lsn, Running)>,
     backoff: Backoff,
+    /// Some reason for the resync came after the sweep that runs had started.
+    uncovered: bool,
+    failing_since: Option<Instant>,
     /// Why a resync is under way: until it is complete the marker tells of no progress, so that a crash starts it again.
     resync: Option<String>,
 }
@@ -51,7 +54,21 @@ impl Sweeps {
     /// Wants a sweep because something may have been missed.
     pub fn resync(&mut self, reason: String, floor: Lsn) {
         self.resync.get_or_insert(reason);
+        self.uncovered = true;
         self.want(floor);
+    }
+
+    /// The connection was replaced: a cursor does not survive that, and it may be another server now.
+    pub fn restart(&mut self) {
+        if let Some((floor, _)) = self.running.take() {
+            self.uncovered = self.resync.is_some();
+            self.want(floor);
+        }
+    }
+
+    /// How long every sweep has failed.
+    pub fn failing(&self) -> Duration {
+        self.failing_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Is a resync outstanding?
@@ -67,6 +84,7 @@ impl Sweeps {
     /// Forgets what is wanted: the cache is detached.
     pub fn forget(&mut self) {
         (self.waiting, self.running, self.resync) = (None, None, None);
+        (self.uncovered, self.failing_since) = (false, None);
     }
 
     /// Works on; ready when a sweep is complete (how many keys, and the resync that it ends) or has failed.
@@ -78,6 +96,7 @@ impl Sweeps {
                 sleep(wait).await;
                 if patterns.is_empty() { Ok(0) } else { sweep(&cache, &patterns).await }
             };
+            self.uncovered = false;
             self.running = Some((floor, Box::pin(run)));
         }
         let Some((floor, run)) = &mut self.running else { return Poll::Pending };
@@ -87,12 +106,14 @@ impl Sweeps {
         Poll::Ready(match outcome {
             Ok(swept) => {
                 self.backoff.reset();
-                // One that was wanted meanwhile is part of the same resync.
-                let ended = if self.waiting.is_none() { self.resync.take() } else { None };
+                self.failing_since = None;
+                let ended = if self.uncovered { None } else { self.resync.take() };
                 Ok((swept, ended))
             }
             Err(error) => {
                 self.backoff.next();
+                self.failing_since.get_or_insert_with(Instant::now);
+                self.uncovered = self.resync.is_some();
                 self.want(floor);
                 Err(error)
             }
@@ -125,7 +146,12 @@ async fn sweep(cache: &Cache, patterns: &[Pattern]) -> Result<u64, Error> {
         };
         for reply in replies {
             if let Value::ServerError(error) = reply {
-                return Err(Error::reply(cache, error));
+                let error = Error::reply(cache, error);
+                if error.kind != Kind::Futile {
+                    return Err(error);
+                }
+                // One key that refuses its command for ever must not hold up all others.
+                tracing::error!(cache = cache.name, "{}; passed over by a sweep", error.sentence);
             }
         }
         if next == 0 {

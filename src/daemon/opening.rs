@@ -50,12 +50,12 @@ impl Daemon {
     }
 
     /// Tells the lanes where the stream starts, and what a sweep can reach.
-    pub(super) fn begin(&self, flow: &mut Flow, server: &Server, confirmed: Lsn, catalog: &Option<Catalog>) {
+    pub(super) fn begin(&self, flow: &mut Flow, server: &Server, confirmed: Lsn) {
         for (index, lane) in flow.lanes.iter_mut().enumerate() {
             let origin = Origin { timeline: server.timeline.clone(), crash: server.crash.clone() };
-            let reach = self.rules.reach(index, |table, column| {
-                catalog.as_ref().and_then(|catalog| catalog.type_of(table, column)).unwrap_or_default()
-            });
+            let reach = self
+                .rules
+                .reach(index, |table, column| self.catalog.as_ref().and_then(|catalog| catalog.type_of(table, column)));
             for template in &reach.unreachable {
                 tracing::warn!(
                     cache = lane.cache().name,

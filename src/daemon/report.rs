@@ -47,6 +47,9 @@ impl Daemon {
             LaneEvent::Down(error) if error.kind == CacheKind::Refused && !self.ready => {
                 return Err(Error::permanent(Exit::Config, error.to_string()));
             }
+            LaneEvent::Down(error) if !lane.is_attached() => {
+                tracing::debug!(cache, address, "still detached: {}", error.sentence);
+            }
             LaneEvent::Down(error) => {
                 tracing::warn!(cache, address, "{}; its tags are kept and sent again", error.sentence);
             }

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::cache::Cache;
+use crate::cache::command::Operation;
 use crate::cache::pattern::Pattern;
 use diagnostic::{Diagnostic, Place, Severity, Source};
 use events::Events;
@@ -43,7 +44,7 @@ pub struct Rules {
 pub struct Reach {
     /// The keys.
     pub patterns: Vec<Pattern>,
-    /// Templates whose keys could be any.
+    /// Templates whose keys could be any, or cannot be found.
     pub unreachable: Vec<String>,
 }
 
@@ -208,17 +209,21 @@ impl Rules {
     }
 
     /// What a sweep of one cache can reach: its tag keys, or where the tag is the key, what the templates can render.
-    pub fn reach(&self, cache: usize, type_of: impl Fn(&TableName, &str) -> u32) -> Reach {
+    pub fn reach(&self, cache: usize, type_of: impl Fn(&TableName, &str) -> Option<u32>) -> Reach {
         let mut reach = Reach::default();
         let formulas = self.caches.get(cache).map(|cache| cache.keys.as_slice()).unwrap_or_default();
         reach.patterns.extend(formulas.iter().filter_map(Pattern::of_formula));
         if !reach.patterns.is_empty() {
             return reach;
         }
+        let Some(of) = self.caches.get(cache) else { return reach };
+        // Where an absent key is valid, a key that was never invalidated is not there to be found.
+        let findable = !matches!(of.operation, Operation::Set { existing: false, .. });
         for rule in &self.rules {
-            let TableName { schema, name } = &rule.table;
             for tag in rule.tags.iter().filter(|tag| tag.caches.contains(&cache)) {
-                match Pattern::of_template(&tag.template, schema, name, |column| type_of(&rule.table, column)) {
+                let pattern =
+                    Pattern::of_template(&tag.template, of, &rule.table, |column| type_of(&rule.table, column));
+                match pattern.filter(|_| findable) {
                     Some(pattern) if reach.patterns.contains(&pattern) => {}
                     Some(pattern) => reach.patterns.push(pattern),
                     None => reach.unreachable.push(tag.template.text.clone()),

@@ -245,7 +245,7 @@ fn filtered<'a>(text: Option<Cow<'a, str>>, filters: &[Filter]) -> Option<Cow<'a
 }
 
 /// `<@table>` and `<@schema>`.
-fn constant(name: &str, placeholder: &Placeholder) -> Vec<u8> {
+pub(crate) fn constant(name: &str, placeholder: &Placeholder) -> Vec<u8> {
     filtered(Some(name.into()), &placeholder.filters).unwrap_or_default().into_owned().into_bytes()
 }
 

@@ -181,3 +181,41 @@ async fn a_command_that_will_never_work_is_passed_over() {
     redis::cmd("ACL").arg("SETUSER").arg("default").arg("allkeys").exec_async(&mut cache).await.unwrap();
     assert_eq!(left(&mut cache).await, ["n:1", "session:1", "user:15:session", "users"]);
 }
+
+/// Somebody moves the slot while the stream is broken: what lies between never arrives.
+#[tokio::test]
+async fn a_slot_that_was_moved_is_a_gap() {
+    let (world, daemon, mut cache) = settled().await;
+    let sql = world.sql().await;
+    daemon.signal("STOP");
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE application_name = 'waltag'";
+    sql.execute(end, &[]).await.unwrap();
+    sql.batch_execute("INSERT INTO first_model VALUES (15, 'x')").await.unwrap();
+    until("the slot is free", || async {
+        sql.query_one("SELECT NOT active FROM pg_replication_slots", &[]).await.unwrap().get(0)
+    })
+    .await;
+    sql.batch_execute("SELECT pg_replication_slot_advance('waltag', pg_current_wal_flush_lsn())").await.unwrap();
+    daemon.signal("CONT");
+    daemon.wait_for("resync complete: the slot jumped");
+    assert_eq!(left(&mut cache).await, FOREIGN);
+    world.settled(&sql).await;
+}
+
+/// Redis comes back with a copy from before this process: its marker is another's, and too old.
+#[tokio::test]
+async fn a_copy_from_before_our_time_is_a_gap_while_running() {
+    let (world, daemon, mut cache) = settled().await;
+    let keys: Vec<String> = redis::cmd("KEYS").arg("waltag:*").query_async(&mut cache).await.unwrap();
+    let mut pipeline = redis::pipe();
+    pipeline.atomic().cmd("HSET").arg(&keys[0]).arg(&["owner", "before", "seq", "7", "done", "0/10"]);
+    pipeline.cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes");
+    pipeline.exec_async(&mut cache).await.unwrap();
+    daemon.wait_for("resync complete");
+    until("what the rules reach is gone", || {
+        let mut cache = cache.clone();
+        async move { left(&mut cache).await == FOREIGN }
+    })
+    .await;
+    world.settled(&world.sql().await).await;
+}

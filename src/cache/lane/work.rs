@@ -32,12 +32,13 @@ impl Lane {
 
     /// Is there progress that the marker may tell of?
     fn has_moved(&self) -> bool {
-        self.progress > self.written && !self.sweeps.is_resyncing()
+        (self.progress > self.written || self.forgotten) && !self.sweeps.is_resyncing()
     }
 
     /// A write of the marker. During a resync it tells of nothing, so that a crash starts the resync again.
-    fn marker_write(&self) -> redis::Cmd {
+    fn marker_write(&mut self) -> redis::Cmd {
         let resyncing = self.sweeps.is_resyncing();
+        self.forgotten |= resyncing;
         self.marker.write(self.progress.filter(|_| !resyncing), resyncing)
     }
 
@@ -65,7 +66,11 @@ impl Lane {
             match self.repeats.take(Instant::now()) {
                 Ok(Some((queue, tags))) => return (Batch { tags, floor: None }, Some(queue)),
                 Ok(None) => {}
-                Err(error) => tracing::error!(cache = self.cache.name, "owed repeats cannot be read back: {error}"),
+                Err(error) => {
+                    tracing::error!(cache = self.cache.name, "owed repeats cannot be read back: {error}; sweeping");
+                    let floor = self.repeats.give_up(Instant::now());
+                    self.sweeps.want(floor.unwrap_or(self.position));
+                }
             }
         }
         (std::mem::replace(&mut self.next, std::mem::take(&mut self.spare)), None)
@@ -92,7 +97,7 @@ impl Lane {
             }
             Outcome::Claimed(Ok(answer)) => Some(match self.marked_by(&answer) {
                 told @ (None | Some(Event::Full)) => {
-                    (self.attempted, self.away_since) = (true, None);
+                    self.attempted = true;
                     told.unwrap_or(Event::Up)
                 }
                 Some(refusal) => {
@@ -127,21 +132,24 @@ impl Lane {
     fn gap(&mut self, found: Found) -> Option<String> {
         let detached = !self.is_attached();
         self.attachment = Attachment::Attached;
-        let gap = self.marker.found(found, self.confirmed);
-        let gap = if detached { Some("it was away for too long".to_owned()) } else { gap };
-        let reason = gap.filter(|_| !self.sweeps.is_resyncing())?;
+        let told = self.written.map_or(self.confirmed, |written| written.done.max(self.confirmed));
+        let gap = self.marker.found(found, told);
+        let reason = if detached { Some("it was away for too long".to_owned()) } else { gap }?;
+        let news = !self.sweeps.is_resyncing();
         self.sweeps.resync(reason.clone(), self.position);
-        Some(reason)
+        news.then_some(reason)
     }
 
     fn landed(&mut self, batch: Batch, flight: Flight) -> Event {
         self.backoff.reset();
+        (self.away_since, self.proven) = (None, true);
         let sent = batch.tags.len();
         let spare = match flight.repeat {
             Some(queue) => {
                 self.repeats.done(queue, sent);
                 Some(batch)
             }
+            None if self.cache.repeat.is_empty() => self.keep_unproven(batch),
             None => self.repeats.owe(batch),
         };
         if let Some(mut spare) = spare {
@@ -149,6 +157,21 @@ impl Lane {
             self.spare = spare;
         }
         if sent == 0 { Event::Marked } else { Event::Sent(sent) }
+    }
+
+    /// Without repeats nothing else remembers what was acknowledged since the last marker: at most a second's tags.
+    fn keep_unproven(&mut self, batch: Batch) -> Option<Batch> {
+        match (&mut self.unproven, batch.floor) {
+            (Some(kept), Some(floor)) => {
+                kept.add(&batch.tags, floor);
+                Some(batch)
+            }
+            (None, Some(_)) => {
+                self.unproven = Some(batch);
+                None
+            }
+            (_, None) => Some(batch),
+        }
     }
 
     /// Takes the answer to a marker. A refusal is a loss: it is told, everything goes stale, and the next write claims what
@@ -160,6 +183,10 @@ impl Lane {
             Answer::Written => {
                 self.written = self.written.max(wanted);
                 self.full = false;
+                if wanted.is_some() {
+                    self.forgotten = false;
+                    self.unproven = None;
+                }
                 None
             }
             Answer::Refused(reason) => {
@@ -177,15 +204,33 @@ impl Lane {
         self.attempted = true;
         self.connection = None;
         self.in_flight = Flight::default();
+        // A failover may have lost what was acknowledged after the last marker.
+        if let Some(batch) = self.unproven.take() {
+            self.add(&batch.tags, batch.floor.unwrap_or(self.confirmed));
+        }
+        self.sweeps.restart();
         self.rest();
         let away = self.away_since.get_or_insert_with(Instant::now).elapsed();
-        if (error.kind == Kind::Refused || away >= self.cache.detach_after)
+        if ((error.kind == Kind::Refused && self.proven) || away >= self.cache.detach_after)
             && self.share.is_some()
             && let Some(event) = self.detach(&error.sentence)
         {
             return event;
         }
         Event::Down(error)
+    }
+
+    /// Batches may go through while a sweep cannot: for as long as it is owed it holds back the others, too.
+    pub(super) fn sweep_failed(&mut self, error: Error) -> Event {
+        let hopeless = (error.kind == Kind::Refused && self.proven) || self.sweeps.failing() >= self.cache.detach_after;
+        if !hopeless || self.share.is_none() {
+            return Event::Down(error);
+        }
+        // It counts again by connecting anew.
+        self.connection = None;
+        self.in_flight = Flight::default();
+        self.rest();
+        self.detach(&error.sentence).unwrap_or(Event::Down(error))
     }
 
     /// Nothing is kept for it any more. Its marker is now behind the confirmed position, which is exactly what makes it
@@ -195,7 +240,7 @@ impl Lane {
             return None;
         }
         self.attachment = Attachment::Detached;
-        self.next = Batch::default();
+        (self.next, self.unproven) = (Batch::default(), None);
         self.repeats = Repeats::new(&self.cache.repeat, self.share.unwrap_or_default() / 2);
         self.sweeps.forget();
         (self.progress, self.written) = (None, None);
