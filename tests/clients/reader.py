@@ -36,7 +36,7 @@ BACKENDS = {
 def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--libraries", required=True)
-    parser.add_argument("--library", required=True, choices=RELEASES)
+    parser.add_argument("--library", dest="client", required=True, choices=RELEASES)
     parser.add_argument("--backend", required=True, choices=BACKENDS)
     parser.add_argument("--url", required=True)
     parser.add_argument("--key-prefix", default="")
@@ -55,7 +55,7 @@ def configure(args):
     settings.configure(CACHES={"default": cache}, SECRET_KEY="tests")
     django.setup()
     shims.install()
-    release = f"{args.library}-{RELEASES[args.library]}"
+    release = f"{args.client}-{RELEASES[args.client]}"
     # In front: both libraries bring a package `cache_tagging`.
     sys.path.insert(0, os.path.join(args.libraries, release))
     return release
@@ -124,7 +124,7 @@ def say(**fields):
 def main():
     args = arguments()
     release = configure(args)
-    library = LIBRARIES[args.library]()
+    library = LIBRARIES[args.client]()
     sys.stdin.reconfigure(encoding="utf-8")
     say(ready=True, django=django.get_version(), library=release)
     for line in sys.stdin:
