@@ -110,6 +110,14 @@ impl Flow {
         self.received = self.received.max(position);
     }
 
+    /// Changes may have been missed on the way here: everything that the rules can reach goes stale in every cache.
+    pub fn resync(&mut self, reason: &str) {
+        let floor = self.floor();
+        for lane in &mut self.lanes {
+            lane.resync(reason, floor);
+        }
+    }
+
     /// A keepalive: everything up to `position` was decoded, and nothing of it was for us but what has arrived.
     pub fn keepalive(&mut self, position: Lsn) {
         if self.open.is_none() {

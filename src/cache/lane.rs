@@ -183,6 +183,13 @@ impl Lane {
         }
     }
 
+    /// Everything that the rules can reach goes stale, because something may have been missed after `floor`.
+    pub fn resync(&mut self, reason: &str, floor: Lsn) {
+        if self.attachment == Attachment::Attached {
+            self.sweeps.resync(reason.to_owned(), floor);
+        }
+    }
+
     /// Everything up to `position` was handed over; what is still owed lowers it. Never goes back: what was done stays done.
     pub fn advance(&mut self, position: Lsn) {
         self.paused = false;

@@ -17,7 +17,13 @@ pub(super) async fn take(frame: Frame, source: &Source, flow: &mut Flow, feedbac
                 feedback.requested();
             }
         }
-        Frame::Notice(notice) => tracing::error!("the server says: {notice}"),
+        Frame::Notice(notice) => {
+            tracing::error!("the server says: {notice}");
+            // PostgreSQL 18 goes on without a publication that was dropped, and sends nothing of what it would have.
+            if notice.message.contains("skipped loading publication") {
+                flow.resync("the server skipped the publication");
+            }
+        }
         Frame::XLogData { end, data } => {
             feedback.received(end);
             let message = Message::parse(&data).map_err(|error| {
