@@ -50,7 +50,8 @@ async fn throughput() {
 async fn latency() {
     let world = World::new().await;
     world.setup(RULES);
-    let _daemon = world.start(world.waltag("waltag", &["run"]).env("RUST_LOG", "info"));
+    let daemon = world.start(world.waltag("waltag", &["run"]).env("RUST_LOG", "info"));
+    daemon.wait_for("ready");
     let (sql, mut cache) = (world.sql().await, world.cache(1).await);
     sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
     world.settled(&sql).await;
