@@ -120,6 +120,7 @@ impl Daemon {
         self.begin(&mut flow, &source.server, confirmed);
         let (server, slot) = (source.server.clone(), &self.settings.names.slot);
         tracing::info!(server = source.place, slot, timeline = server.timeline, %confirmed, "streaming");
+        self.tell_streaming(&flow);
         let ended = match flow.relations.read_ancestors(&source.session).await {
             Ok(()) => self.pump(&mut source, &mut flow, shutdown).await,
             Err(error) => Err(Error::session("reading the partitions", &source.place, &error)),
@@ -175,7 +176,13 @@ impl Daemon {
                     looked = Instant::now();
                     self.look(answer, flow, &source.place)?;
                 }
-                (index, event) = flow.next_lane_event() => self.lane_event(flow, index, event)?,
+                (index, event) = flow.next_lane_event() => {
+                    let attachment = matches!(event, LaneEvent::Up | LaneEvent::Detached(_));
+                    self.lane_event(flow, index, event)?;
+                    if attachment {
+                        self.tell_streaming(flow);
+                    }
+                }
                 () = sleep_until(feedback.due()) => feedback.send(&mut source.connection).await.map_err(failed)?,
                 () = sleep_until(look), if snapshot.is_none() => snapshot = Some(source.session.ask(QUERY)),
                 frame = source.connection.next(), if room => {

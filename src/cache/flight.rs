@@ -81,19 +81,20 @@ pub(super) async fn flight(
             Err(error) => result = Err(Error::new(&cache, &error)),
             Ok(replies) => {
                 for (index, reply) in replies.into_iter().enumerate() {
+                    let is_marker = marked && index == 0;
                     match reply {
                         // A full Redis refuses the marker and takes the deletions after it.
-                        Value::ServerError(error) if !(marked && index == 0 && is_full(&error)) => {
+                        Value::ServerError(error) if !(is_marker && is_full(&error)) => {
                             let error = Error::reply(&cache, error);
                             // Without its marker nothing is ever done, so that one is no trifle.
-                            if error.kind == Kind::Futile && !(marked && index == 0) {
+                            if error.kind == Kind::Futile && !is_marker {
                                 let count = futile.map_or(1, |before: Box<(u64, Error)>| before.0 + 1);
                                 futile = Some(Box::new((count, error)));
                             } else {
                                 result = Err(error);
                             }
                         }
-                        reply if marked && index == 0 => answer = Some(reply),
+                        reply if is_marker => answer = Some(reply),
                         _ => {}
                     }
                 }

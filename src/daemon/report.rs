@@ -62,8 +62,13 @@ impl Daemon {
         if !self.ready && flow.lanes.iter().all(Lane::attempted) {
             self.ready = true;
             self.manager.ready();
+            self.tell_streaming(flow);
             tracing::info!(caches = flow.lanes.len(), rules = self.rules.rules.len(), "ready");
         }
+    }
+
+    /// The status line while the stream runs. Told when something changed it, not by every turn of the loop.
+    pub(super) fn tell_streaming(&self, flow: &Flow) {
         if self.ready {
             let detached = flow.lanes.iter().filter(|lane| !lane.is_attached()).count();
             self.manager.status(&match detached {
@@ -78,18 +83,22 @@ impl Daemon {
         if self.told.as_ref() == Some(&error.sentence) {
             return;
         }
-        match error.kind {
-            Kind::Standby => tracing::info!("{error}; waiting for the slot: this daemon takes over when it is free"),
-            Kind::Away => tracing::warn!("{error}; trying again"),
-            Kind::Permanent(_) => tracing::error!("{error}; trying again"),
-        }
+        let trying = format!("trying again: {}", error.sentence);
         match error.kind {
             Kind::Standby => {
+                tracing::info!("{error}; waiting for the slot: this daemon takes over when it is free");
                 // A hot standby is up: it takes over by itself.
                 self.manager.ready();
                 self.manager.status("standby: another daemon holds the slot");
             }
-            Kind::Away | Kind::Permanent(_) => self.manager.status(&format!("trying again: {}", error.sentence)),
+            Kind::Away => {
+                tracing::warn!("{error}; trying again");
+                self.manager.status(&trying);
+            }
+            Kind::Permanent(_) => {
+                tracing::error!("{error}; trying again");
+                self.manager.status(&trying);
+            }
         }
         self.told = Some(error.sentence.clone());
     }
