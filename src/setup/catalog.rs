@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::rules::Rules;
 use crate::rules::file::TableName;
-use crate::source::session::{Error, Session, identifier, literal};
+use crate::source::session::{Error, Sql, identifier, literal};
 
 /// Everything that was read.
 #[derive(Debug, Default)]
@@ -82,7 +82,7 @@ pub struct Member {
 }
 
 /// Reads the catalog.
-pub async fn read(session: &Session, rules: &Rules, publication: &str) -> Result<Catalog, Error> {
+pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Catalog, Error> {
     let version = session.value("SELECT current_setting('server_version_num')").await?;
     let mut catalog =
         Catalog { version: version.and_then(|text| text.parse().ok()).unwrap_or_default(), ..Catalog::default() };
@@ -124,7 +124,7 @@ pub async fn read(session: &Session, rules: &Rules, publication: &str) -> Result
     Ok(catalog)
 }
 
-async fn read_publication(session: &Session, publication: &str, catalog: &mut Catalog) -> Result<(), Error> {
+async fn read_publication(session: &Sql, publication: &str, catalog: &mut Catalog) -> Result<(), Error> {
     let name = literal(publication);
     let query = format!(
         "SELECT puballtables, obj_description(oid, 'pg_publication'), pubviaroot, \
@@ -171,16 +171,19 @@ fn tables_query(names: &str) -> String {
     )
 }
 
-/// `pg_get_replica_identity_index` knows that a deferrable primary key identifies nothing.
+/// Without functions that open the tables (`pg_get_replica_identity_index`, `pg_publication_tables`): a migration that holds
+/// a lock on one of them must not hold up the session that answers the fence.
 fn members_query(names: &str, publication: &str, with_lists_and_filters: bool) -> String {
-    let (column_lists, row_filter) = if with_lists_and_filters {
+    let (column_lists, row_filter, by_schema) = if with_lists_and_filters {
         (
             "EXISTS (SELECT FROM pg_publication_rel pr WHERE pr.prrelid = c.oid AND pr.prattrs IS NOT NULL)",
             "EXISTS (SELECT FROM pg_publication_rel pr JOIN pg_publication p ON p.oid = pr.prpubid \
               WHERE pr.prrelid IN (c.oid, tree.root) AND pr.prqual IS NOT NULL AND p.pubname = ",
+            "EXISTS (SELECT FROM pg_publication_namespace pn JOIN pg_class m ON m.relnamespace = pn.pnnspid \
+              WHERE pn.pnpubid = p.oid AND (m.oid = c.oid OR m.oid IN (SELECT pg_partition_ancestors(c.oid))))",
         )
     } else {
-        ("false", "(false AND '' = ")
+        ("false", "(false AND '' = ", "false")
     };
     format!(
         "WITH RECURSIVE tree(root, oid) AS (\
@@ -188,22 +191,26 @@ fn members_query(names: &str, publication: &str, with_lists_and_filters: bool) -
              WHERE (n.nspname, c.relname) IN ({names}) \
            UNION SELECT tree.root, i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid) \
          SELECT rn.nspname, r.relname, n.nspname, c.relname, c.relreplident::text, c.relpersistence::text, \
-           (SELECT coalesce(json_agg(a.attname), '[]') FROM pg_index x JOIN pg_attribute a ON a.attrelid = c.oid \
-             AND a.attnum = ANY (x.indkey) WHERE x.indexrelid = pg_get_replica_identity_index(c.oid)), \
-           EXISTS (SELECT FROM pg_publication_tables t WHERE t.pubname = {publication} \
-             AND t.schemaname = n.nspname AND t.tablename = c.relname), \
+           (SELECT coalesce(json_agg(a.attname), '[]') FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY (key.indkey)), \
+           EXISTS (SELECT FROM pg_publication p WHERE p.pubname = {publication} AND (p.puballtables OR {by_schema} \
+             OR EXISTS (SELECT FROM pg_publication_rel pr WHERE pr.prpubid = p.oid \
+               AND (pr.prrelid = c.oid OR pr.prrelid IN (SELECT pg_partition_ancestors(c.oid)))))), \
            {column_lists}, \
            EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated <> ''), \
            {row_filter} {publication}), \
-           (SELECT k.relname FROM pg_class k WHERE k.oid = pg_get_replica_identity_index(c.oid)), \
-           EXISTS (SELECT FROM pg_index x JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (x.indkey) \
-             WHERE x.indexrelid = pg_get_replica_identity_index(c.oid) AND a.attgenerated <> '') \
+           (SELECT k.relname FROM pg_class k WHERE k.oid = key.indexrelid), \
+           EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY (key.indkey) AND a.attgenerated <> '') \
          FROM tree JOIN pg_class r ON r.oid = tree.root JOIN pg_namespace rn ON rn.oid = r.relnamespace \
          JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace \
+         LEFT JOIN pg_index key ON key.indrelid = c.oid AND {IDENTITY_INDEX} \
          WHERE c.relkind = 'r' ORDER BY n.nspname, c.relname",
         publication = literal(publication)
     )
 }
+
+/// Which index identifies the rows of `c` (relcache.c, RelationGetIndexList): a deferrable primary key identifies nothing.
+const IDENTITY_INDEX: &str = "key.indislive AND key.indisvalid AND key.indisunique AND key.indimmediate AND key.indpred IS NULL \
+    AND CASE c.relreplident WHEN 'd' THEN key.indisprimary WHEN 'i' THEN key.indisreplident ELSE false END";
 
 fn letter(text: &str) -> char {
     text.chars().next().unwrap_or(' ')

@@ -37,8 +37,20 @@ pub const QUERY_LIMIT: Duration = Duration::from_secs(10);
 
 /// An open session. Dropping it closes the connection.
 pub struct Session {
-    client: Arc<Client>,
+    sql: Sql,
     driver: JoinHandle<Result<(), tokio_postgres::Error>>,
+}
+
+/// The way to run queries on a session: also beside the loop that holds the session itself.
+#[derive(Clone)]
+pub struct Sql(Arc<Client>);
+
+impl std::ops::Deref for Session {
+    type Target = Sql;
+
+    fn deref(&self) -> &Sql {
+        &self.sql
+    }
 }
 
 /// Why a session is not there, or a query failed.
@@ -91,37 +103,11 @@ impl Session {
         let connecting = timeout(limit, config.connect(NoTls));
         let (client, connection) =
             connecting.await.map_err(|_| Error::Away(format!("no answer within {limit:?}")))??;
-        let session = Session { client: Arc::new(client), driver: tokio::spawn(connection) };
+        let session = Session { sql: Sql(Arc::new(client)), driver: tokio::spawn(connection) };
         // SET, not startup options: poolers pass it on.
         let pins: String = PINNED.iter().map(|(name, value)| format!("SET {name} = '{value}';")).collect();
         session.rows(&format!("{pins} {UNLIMITED}")).await?;
         Ok(session)
-    }
-
-    /// Runs statements that return nothing of interest.
-    pub async fn execute(&self, sql: &str) -> Result<(), Error> {
-        Ok(self.client.batch_execute(sql).await?)
-    }
-
-    /// Runs one query by the simple protocol: every value is text, and poolers need no prepared statements. A server that
-    /// does not answer within [`QUERY_LIMIT`] is gone.
-    pub async fn rows(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, Error> {
-        let answer = timeout(QUERY_LIMIT, self.client.simple_query(sql));
-        Ok(rows(answer.await.map_err(|_| Error::mute())??))
-    }
-
-    /// The same beside a loop: the query runs while the future is polled, and does not borrow the session.
-    pub fn ask(&self, sql: &'static str) -> Pin<Box<dyn Future<Output = Result<Vec<SimpleQueryRow>, Error>>>> {
-        let client = self.client.clone();
-        Box::pin(async move {
-            let answer = timeout(QUERY_LIMIT, client.simple_query(sql));
-            Ok(rows(answer.await.map_err(|_| Error::mute())??))
-        })
-    }
-
-    /// First column of the first row.
-    pub async fn value(&self, sql: &str) -> Result<Option<String>, Error> {
-        Ok(self.rows(sql).await?.first().and_then(|row| row.get(0)).map(str::to_owned))
     }
 
     /// Ends when the session has ended, with the reason. Cancel-safe, but once it has ended the session must be dropped.
@@ -130,6 +116,31 @@ impl Session {
             Ok(Err(error)) => error.into(),
             _ => Error::Away("the SQL session ended".into()),
         }
+    }
+}
+
+impl Sql {
+    /// Runs statements that return nothing of interest.
+    pub async fn execute(&self, sql: &str) -> Result<(), Error> {
+        Ok(self.0.batch_execute(sql).await?)
+    }
+
+    /// Runs one query by the simple protocol: every value is text, and poolers need no prepared statements. A server that
+    /// does not answer within [`QUERY_LIMIT`] is gone.
+    pub async fn rows(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, Error> {
+        let answer = timeout(QUERY_LIMIT, self.0.simple_query(sql));
+        Ok(rows(answer.await.map_err(|_| Error::mute())??))
+    }
+
+    /// The same beside a loop: the query runs while the future is polled, and does not borrow the session.
+    pub fn ask(&self, sql: &'static str) -> Pin<Box<dyn Future<Output = Result<Vec<SimpleQueryRow>, Error>>>> {
+        let session = self.clone();
+        Box::pin(async move { session.rows(sql).await })
+    }
+
+    /// First column of the first row.
+    pub async fn value(&self, sql: &str) -> Result<Option<String>, Error> {
+        Ok(self.rows(sql).await?.first().and_then(|row| row.get(0)).map(str::to_owned))
     }
 }
 
