@@ -36,6 +36,10 @@ pub struct Typed {
     /// Memory for tags on their way to Redis (WALTAG_TAG_MEMORY; default 32MiB)
     #[arg(long, global = true, value_name = "SIZE")]
     pub tag_memory: Option<String>,
+    /// Address of the admin server: /livez, /readyz, /status, /metrics; empty for none (WALTAG_LISTEN; default
+    /// 127.0.0.1:9185)
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    pub listen: Option<String>,
     /// How long `setup` and slot creation wait for locks (WALTAG_LOCK_TIMEOUT; default 2s)
     #[arg(long, global = true, value_name = "TIME")]
     pub lock_timeout: Option<String>,
@@ -99,6 +103,12 @@ pub enum Command {
         /// The tags
         #[arg(required = true, value_name = "TAG")]
         tags: Vec<String>,
+    },
+    /// Show how the running daemon is
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Show the whole path live, with a private PostgreSQL and Redis
     Demo {

@@ -3,7 +3,9 @@
 
 mod intake;
 mod opening;
+mod reload;
 mod report;
+mod view;
 
 use std::future::{Future, pending};
 use std::ops::RangeInclusive;
@@ -16,9 +18,12 @@ use tokio_postgres::SimpleQueryRow;
 
 use crate::backoff::Backoff;
 use crate::cache::lane::{Event as LaneEvent, Lane};
+use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::flow::Flow;
+use crate::http::{self, Board};
 use crate::rules::Rules;
+use crate::rules::registry::Registry;
 use crate::settings::Settings;
 use crate::setup::catalog::Catalog;
 use crate::shutdown::Shutdown;
@@ -30,6 +35,8 @@ use crate::source::session;
 use crate::source::visibility::{QUERY, Snapshot};
 use crate::systemd::Manager;
 use intake::take;
+use reload::{Check, Reload};
+use view::View;
 
 /// Frames that are taken without looking at anything else: bounds how late a reply of Redis is seen.
 const FRAMES: usize = 256;
@@ -42,15 +49,32 @@ const STANDBY_WAIT: Duration = Duration::from_secs(1);
 /// With nothing behind the fence the session is still asked this often: it may be mute, or the setting may have come that
 /// makes waltag a synchronous standby.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
+/// The catalog is compared with the rules this often: a table that is published is seen within this time.
+const CHECK: Duration = Duration::from_secs(5);
+/// What `/status` shows is at most this old.
+const SHOW: Duration = Duration::from_secs(1);
 /// A server that says nothing for this long although it is asked is gone. Behind a large unpublished transaction it may be
 /// busy for long, so the patience doubles with each such end.
 const PATIENCE: RangeInclusive<Duration> = Duration::from_secs(30)..=Duration::from_secs(600);
 
 type Answer = Pin<Box<dyn Future<Output = Result<Vec<SimpleQueryRow>, session::Error>>>>;
 
+/// What a daemon starts with.
+pub struct Start {
+    /// Where rules come from.
+    pub registry: Registry,
+    /// The rules to begin with.
+    pub rules: Rules,
+    /// Why these are the last good ones and not what the files say.
+    pub refused: Option<String>,
+}
+
 struct Daemon {
     settings: Settings,
+    board: Board,
+    registry: Registry,
     rules: Rc<Rules>,
+    reload: Reload,
     owner: String,
     /// The server that was streamed from last, and what was under way.
     flow: Option<(Server, Flow)>,
@@ -61,45 +85,52 @@ struct Daemon {
     manager: Manager,
     /// As it was read last: a sweep goes by the types of the columns.
     catalog: Option<Catalog>,
+    view: View,
 }
 
 /// Runs until a signal asks to stop, or until something only people can mend is wrong before the first READY.
-pub async fn run(settings: Settings, rules: Rules) -> Result<(), Failure> {
+pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
     let mut shutdown = Shutdown::listen()?;
-    let owner = format!("{:016x}", rand::random::<u64>());
-    let manager = Manager::new();
-    let (rules, backoff, patience) = (Rc::new(rules), Backoff::default(), *PATIENCE.start());
+    let board = Board::new();
+    http::serve(&settings.listen, board.clone()).await?;
+    let Start { registry, mut rules, refused } = start;
+    board.metrics.attach(&mut rules);
+    let reload = Reload::new(registry.was_good(&rules), refused);
     let mut daemon = Daemon {
         settings,
-        rules,
-        owner,
+        board,
+        registry,
+        rules: Rc::new(rules),
+        reload,
+        owner: format!("{:016x}", rand::random::<u64>()),
         flow: None,
         ready: false,
         told: None,
-        backoff,
-        patience,
-        manager,
+        backoff: Backoff::default(),
+        patience: *PATIENCE.start(),
+        manager: Manager::new(),
         catalog: None,
+        view: View::default(),
     };
+    daemon.show_at_rest();
     loop {
         let error = match daemon.stream(&mut shutdown).await {
-            Ok(()) => {
-                daemon.manager.stopping();
-                return Ok(());
-            }
+            Ok(()) => break,
             Err(failure) => failure,
         };
         let wait = match error.kind {
+            Kind::Permanent(Exit::Rules) if !daemon.ready && daemon.fall_back(&error.sentence) => continue,
             Kind::Permanent(exit) if !daemon.ready => return Err(Failure::new(exit, error.sentence)),
             Kind::Standby => STANDBY_WAIT,
             Kind::Away | Kind::Permanent(_) => daemon.backoff.next(),
         };
         daemon.tell(&error);
         if daemon.rest(wait, &mut shutdown).await {
-            daemon.manager.stopping();
-            return Ok(());
+            break;
         }
     }
+    daemon.manager.stopping();
+    Ok(())
 }
 
 impl Daemon {
@@ -110,14 +141,18 @@ impl Daemon {
             tokio::select! {
                 () = shutdown.asked() => return Ok(()),
                 opened = &mut opening => break opened?,
-                _ = turn.tick() => self.manager.feed(),
+                _ = turn.tick() => self.turn(),
             }
         };
         drop(opening);
         let mut flow = self.resume(&source.server);
         flow.resume_at(confirmed);
-        self.catalog = catalog.or(self.catalog.take());
+        self.board.metrics.connected("postgresql");
+        self.view.streaming(&source.place);
         self.begin(&mut flow, &source.server, confirmed);
+        if let Some(catalog) = catalog {
+            self.judge(catalog, &mut flow);
+        }
         let (server, slot) = (source.server.clone(), &self.settings.names.slot);
         tracing::info!(server = source.place, slot, timeline = server.timeline, %confirmed, "streaming");
         self.tell_streaming(&flow);
@@ -127,6 +162,8 @@ impl Daemon {
         };
         // Whatever ended it: both connections go, at once, or a server that shuts down would wait for us.
         flow.disconnect();
+        self.view.broken();
+        self.show(&flow);
         self.flow = Some((server, flow));
         let Source { session, connection, .. } = source;
         drop(session);
@@ -138,7 +175,8 @@ impl Daemon {
         let begin = flow.marked();
         let mut feedback = Feedback::new(begin.unwrap_or_default());
         let mut snapshot: Option<Answer> = None;
-        let mut looked = Instant::now();
+        let mut check: Option<Check> = None;
+        let (mut looked, mut check_due, mut show_due) = (Instant::now(), Instant::now(), Instant::now());
         let failed = |error| Error::stream("streaming", "the server", &error);
         loop {
             if let Some(position) = flow.advance() {
@@ -150,8 +188,18 @@ impl Daemon {
                     self.told = None;
                 }
             }
+            if self.reload.is_accepted() && !flow.is_within_transaction() {
+                self.adopt(flow, &source.server);
+            }
             self.announce(flow);
-            self.manager.feed();
+            self.turn();
+            if show_due <= Instant::now() {
+                self.show(flow);
+                show_due = Instant::now() + SHOW;
+            }
+            if check.is_none() && check_due <= Instant::now() {
+                check = Some(self.check(&source.session));
+            }
             let room = flow.size() < self.settings.tag_memory;
             if !room {
                 feedback.heard();
@@ -160,7 +208,7 @@ impl Daemon {
                 self.patience = (self.patience * 2).min(*PATIENCE.end());
                 return Err(Error::away(format!("{} has not said a word for {silence:.0?}", source.place)));
             }
-            let look = flow.fence.next_look().unwrap_or(looked + IDLE_LOOK);
+            let look = flow.next_look().unwrap_or(looked + IDLE_LOOK);
             if snapshot.is_none() && look <= Instant::now() {
                 // At once, not by the timer: its resolution of a millisecond was two thirds of the way from COMMIT to stale.
                 snapshot = Some(source.session.ask(QUERY));
@@ -171,19 +219,33 @@ impl Daemon {
                 error = source.session.closed() => {
                     return Err(Error::session("the SQL session ended", &source.place, &error));
                 }
+                asked = self.registry.asked() => {
+                    if self.read_rules(asked) {
+                        (check, check_due) = (None, Instant::now());
+                    }
+                    show_due = Instant::now();
+                }
+                checked = wait_for(&mut check) => {
+                    (check, check_due) = (None, Instant::now() + CHECK);
+                    let checked = checked.map_err(|error| Error::session("reading the catalog", &source.place, &error))?;
+                    self.checked(checked, flow);
+                    show_due = Instant::now();
+                }
                 answer = wait_for(&mut snapshot) => {
                     snapshot = None;
                     looked = Instant::now();
                     self.look(answer, flow, &source.place)?;
                 }
                 (index, event) = flow.next_lane_event() => {
-                    let attachment = matches!(event, LaneEvent::Up | LaneEvent::Detached(_));
+                    let routine = matches!(event, LaneEvent::Sent(..) | LaneEvent::Marked);
                     self.lane_event(flow, index, event)?;
-                    if attachment {
+                    if !routine {
                         self.tell_streaming(flow);
+                        show_due = Instant::now();
                     }
                 }
                 () = sleep_until(feedback.due()) => feedback.send(&mut source.connection).await.map_err(failed)?,
+                () = sleep_until(check_due.min(show_due)), if check.is_none() => {}
                 () = sleep_until(look), if snapshot.is_none() => snapshot = Some(source.session.ask(QUERY)),
                 frame = source.connection.next(), if room => {
                     let mut frame = Some(frame.map_err(failed)?);
@@ -214,7 +276,9 @@ impl Daemon {
         verify_not_synchronous(standbys, &self.settings.names.slot)?;
         let text = row.and_then(|row| row.get(0)).unwrap_or_default();
         let unreadable = || Error::away(format!("pg_current_snapshot() at {place} gave `{text}`"));
-        flow.release(&Snapshot::parse(text).ok_or_else(unreadable)?);
+        let snapshot = Snapshot::parse(text).ok_or_else(unreadable)?;
+        self.reload.newest.set(snapshot.xmax);
+        flow.release(&snapshot);
         Ok(())
     }
 
@@ -239,12 +303,14 @@ impl Daemon {
 
     /// Waits between two streams; the lanes go on with what they have. True if asked to stop.
     async fn rest(&mut self, wait: Duration, shutdown: &mut Shutdown) -> bool {
-        let until = Instant::now() + wait;
+        let (until, mut turn) = (Instant::now() + wait, tokio::time::interval(IDLE_LOOK));
         loop {
-            self.manager.feed();
+            self.turn();
             tokio::select! {
                 () = shutdown.asked() => return true,
                 () = sleep_until(until) => return false,
+                _ = turn.tick() => self.show_at_rest(),
+                asked = self.registry.asked() => drop(self.read_rules(asked)),
                 (index, event) = next_event(&mut self.flow) => {
                     if let Some((server, flow)) = self.flow.take() {
                         // Nothing here ends the wait.
@@ -257,6 +323,12 @@ impl Daemon {
             }
         }
     }
+
+    /// The loop has turned.
+    fn turn(&self) {
+        self.manager.feed();
+        self.board.turn();
+    }
 }
 
 async fn next_event(flow: &mut Option<(Server, Flow)>) -> (usize, LaneEvent) {
@@ -266,9 +338,9 @@ async fn next_event(flow: &mut Option<(Server, Flow)>) -> (usize, LaneEvent) {
     }
 }
 
-async fn wait_for(snapshot: &mut Option<Answer>) -> Result<Vec<SimpleQueryRow>, session::Error> {
-    match snapshot {
-        Some(answer) => answer.await,
+async fn wait_for<T>(running: &mut Option<Pin<Box<dyn Future<Output = T>>>>) -> T {
+    match running {
+        Some(running) => running.await,
         None => pending().await,
     }
 }

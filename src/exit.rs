@@ -13,6 +13,8 @@ pub enum Exit {
     Unavailable = 69,
     /// A bug in waltag.
     Bug = 70,
+    /// Not ready yet (`status`).
+    NotYet = 75,
     /// A privilege is missing.
     NoPermission = 77,
     /// Settings, authentication, a missing publication.

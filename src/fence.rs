@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::source::clock::Timestamp;
 use crate::source::lsn::{Lsn, Xid};
 use crate::source::visibility::Snapshot;
 use crate::tags::Stale;
@@ -24,7 +25,9 @@ pub struct Waiting {
     pub floor: Lsn,
     /// What it makes stale, per cache.
     pub stale: Vec<Stale>,
-    /// When its commit arrived.
+    /// When it was committed, by the server's clock.
+    pub committed: Timestamp,
+    /// When its tags arrived here.
     pub since: Instant,
 }
 
@@ -82,6 +85,20 @@ impl Fence {
         seen
     }
 
+    /// The caches have changed: what waits for `origins[new]` is for `new` from now on. A cache without an origin may have been
+    /// reached by any of what waits, so it is swept once more behind each.
+    pub fn rearrange(&mut self, origins: &[Option<usize>]) {
+        for waiting in &mut self.waiting {
+            let mut old = std::mem::take(&mut waiting.stale);
+            let moved = origins.iter().map(|origin| match origin.and_then(|index| old.get_mut(index)) {
+                Some(stale) => std::mem::take(stale),
+                None => Stale { sweep: true, ..Stale::default() },
+            });
+            waiting.stale = moved.collect();
+        }
+        self.size = self.waiting.iter().map(Waiting::size).sum();
+    }
+
     /// The position before the oldest transaction that waits.
     pub fn floor(&self) -> Option<Lsn> {
         self.waiting.iter().map(|waiting| waiting.floor).min()
@@ -113,7 +130,8 @@ mod tests {
     use super::*;
 
     fn waiting(xid: u32, floor: u64) -> Waiting {
-        Waiting { xid: Xid(xid), floor: Lsn(floor), stale: vec![Stale::default()], since: Instant::now() }
+        let committed = Timestamp::default();
+        Waiting { xid: Xid(xid), floor: Lsn(floor), stale: vec![Stale::default()], committed, since: Instant::now() }
     }
 
     #[test]

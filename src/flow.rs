@@ -4,14 +4,21 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 
+use crate::cache::Cache;
+use crate::cache::gap::Gap;
 use crate::cache::lane::{self, Lane};
 use crate::fence::{Fence, Waiting};
+use crate::metrics::Metrics;
 use crate::rules::Rules;
-use crate::rules::events::Event;
+use crate::rules::events::{EVENTS, Event};
+use crate::source::clock::Timestamp;
 use crate::source::lsn::{Lsn, Xid};
 use crate::source::replication::pgoutput::Message;
 use crate::source::replication::relations::Relations;
@@ -21,6 +28,8 @@ use crate::tags::Stale;
 /// A transaction of any size passes in pieces of this many bytes: protocol 1 sends it only after its commit, so tags may go
 /// out before its Commit message arrives.
 const PIECE: usize = 256 << 10;
+/// A resync asks this often whether the transactions have ended that it waits for.
+const RESYNC_LOOK: Duration = Duration::from_millis(50);
 
 /// Everything between the stream and Redis.
 pub struct Flow {
@@ -33,12 +42,17 @@ pub struct Flow {
     pub lanes: Vec<Lane>,
     open: Option<Open>,
     received: Lsn,
+    /// When the last snapshot was looked at.
+    looked: Instant,
+    metrics: Arc<Metrics>,
+    changes: [(Event, Counter); 4],
 }
 
 /// The transaction that is being received.
 struct Open {
     xid: Xid,
     floor: Lsn,
+    committed: Timestamp,
     stale: Vec<Stale>,
 }
 
@@ -55,19 +69,22 @@ pub struct OutOfTurn;
 
 impl Flow {
     /// An empty flow.
-    pub fn new(rules: Rc<Rules>, lanes: Vec<Lane>) -> Flow {
-        Flow { rules, relations: Relations::default(), fence: Fence::default(), lanes, open: None, received: Lsn(0) }
+    pub fn new(rules: Rc<Rules>, lanes: Vec<Lane>, metrics: Arc<Metrics>) -> Flow {
+        let (relations, fence, looked) = (Relations::default(), Fence::default(), Instant::now());
+        let changes = EVENTS.map(|(event, _)| (event, metrics.changes(event)));
+        Flow { rules, relations, fence, lanes, open: None, received: Lsn(0), looked, metrics, changes }
     }
 
     /// Takes one message of the stream.
     pub fn take(&mut self, message: &Message) -> Result<(), OutOfTurn> {
         match message {
-            Message::Begin { xid, .. } => {
+            Message::Begin { xid, committed, .. } => {
                 let stale = self.nothing();
-                self.open = Some(Open { xid: *xid, floor: self.received, stale });
+                self.open = Some(Open { xid: *xid, floor: self.received, committed: *committed, stale });
                 return Ok(());
             }
             Message::Commit { end_lsn, .. } => {
+                self.metrics.transactions.inc();
                 self.pass_on();
                 self.open = None;
                 self.received = self.received.max(*end_lsn);
@@ -85,19 +102,25 @@ impl Flow {
             _ => {}
         }
         let open = self.open.as_mut().ok_or(OutOfTurn)?;
-        let stale = &mut open.stale;
-        match message {
+        let (stale, relations) = (&mut open.stale, &self.relations);
+        let (event, unlisted) = match message {
             Message::Insert { relation, new } => {
-                self.relations.render(*relation, Event::Insert, None, Some(*new), stale)
+                (Event::Insert, relations.render(*relation, Event::Insert, None, Some(*new), stale))
             }
             Message::Update { relation, old, new } => {
-                self.relations.render(*relation, Event::Update, *old, Some(*new), stale);
+                (Event::Update, relations.render(*relation, Event::Update, *old, Some(*new), stale))
             }
             Message::Delete { relation, old } => {
-                self.relations.render(*relation, Event::Delete, Some(*old), None, stale)
+                (Event::Delete, relations.render(*relation, Event::Delete, Some(*old), None, stale))
             }
-            Message::Truncate { relations } => relations.iter().for_each(|oid| self.relations.truncate(oid, stale)),
-            _ => {}
+            Message::Truncate { relations: emptied } => {
+                (Event::Truncate, emptied.iter().map(|oid| relations.truncate(oid, stale)).sum())
+            }
+            _ => return Ok(()),
+        };
+        self.metrics.unlisted.inc_by(unlisted);
+        if let Some((_, counter)) = self.changes.iter().find(|(counted, _)| *counted == event) {
+            counter.inc();
         }
         if open.size() > PIECE {
             self.pass_on();
@@ -111,11 +134,44 @@ impl Flow {
     }
 
     /// Changes may have been missed on the way here: everything that the rules can reach goes stale in every cache.
-    pub fn resync(&mut self, reason: &str) {
+    pub fn resync(&mut self, gap: &Gap) {
         let floor = self.floor();
         for lane in &mut self.lanes {
-            lane.resync(reason, floor);
+            lane.resync(gap.clone(), floor);
         }
+    }
+
+    /// Is a transaction half received? Rules are replaced between two.
+    pub fn is_within_transaction(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Takes other rules. A lane whose cache is the same goes on with what it has; `open` makes the others. Must not be called
+    /// [within a transaction](Flow::is_within_transaction).
+    pub fn adopt(&mut self, rules: Rc<Rules>, share: usize, open: impl Fn(&Cache) -> Lane) {
+        let mut lanes: Vec<Option<Lane>> = self.lanes.drain(..).map(Some).collect();
+        let mut origins = Vec::new();
+        for cache in &rules.caches {
+            let same = |lane: &Option<Lane>| lane.as_ref().is_some_and(|lane| lane.cache().is_same(cache));
+            let origin = lanes.iter().position(same);
+            let kept = origin.and_then(|index| lanes.get_mut(index)?.take());
+            self.lanes.push(match kept {
+                Some(mut lane) => {
+                    lane.set_cache(cache.clone(), share, rules.caches.len() == 1);
+                    lane
+                }
+                None => open(cache),
+            });
+            origins.push(origin);
+        }
+        self.fence.rearrange(&origins);
+        self.relations.compile(&rules);
+        self.rules = rules;
+    }
+
+    /// The stream was received up to here.
+    pub fn received(&self) -> Lsn {
+        self.received
     }
 
     /// A keepalive: everything up to `position` was decoded, and nothing of it was for us but what has arrived.
@@ -133,8 +189,9 @@ impl Flow {
             return;
         }
         let stale = std::mem::replace(&mut open.stale, empty);
-        let waiting = Waiting { xid: open.xid, floor: open.floor, stale, since: Instant::now() };
-        if self.fence.has_seen(open.xid) {
+        let Open { xid, floor, committed, .. } = *open;
+        let waiting = Waiting { xid, floor, stale, committed, since: Instant::now() };
+        if self.fence.has_seen(xid) {
             self.send(&waiting);
         } else {
             self.fence.add(waiting);
@@ -143,15 +200,19 @@ impl Flow {
 
     /// Sends what the snapshot shows as finished.
     pub fn release(&mut self, snapshot: &Snapshot) {
+        self.looked = Instant::now();
+        self.lanes.iter_mut().for_each(|lane| lane.observe(snapshot));
         for waiting in self.fence.release(snapshot) {
-            tracing::debug!(xid = waiting.xid.0, waited = ?waiting.since.elapsed(), "visible");
+            let waited = waiting.since.elapsed();
+            self.metrics.visibility_wait.observe(waited.as_secs_f64());
+            tracing::debug!(xid = waiting.xid.0, ?waited, "visible");
             self.send(&waiting);
         }
     }
 
     fn send(&mut self, visible: &Waiting) {
         for (lane, stale) in self.lanes.iter_mut().zip(&visible.stale) {
-            lane.add(&stale.tags, visible.floor);
+            lane.add(&stale.tags, visible.floor, Some(visible.committed));
             if stale.sweep {
                 lane.sweep(visible.floor);
             }
@@ -181,6 +242,12 @@ impl Flow {
     /// The position that every attached lane has acknowledged; none while none is attached.
     pub fn marked(&self) -> Option<Lsn> {
         self.lanes.iter().filter(|lane| lane.is_attached()).map(Lane::marked).min().flatten()
+    }
+
+    /// When the next snapshot is wanted; `None` while nothing waits for one.
+    pub fn next_look(&self) -> Option<Instant> {
+        let resync = self.lanes.iter().any(Lane::needs_snapshot).then(|| self.looked + RESYNC_LOOK);
+        [self.fence.next_look(), resync].into_iter().flatten().min()
     }
 
     /// The stream broke: what was not done comes again, so it is forgotten here.

@@ -14,7 +14,7 @@
 //! | [`daemon`] | the loop that moves it all, and confirms what is done |
 //!
 //! Around it: [`cli`] and [`settings`] (what was typed, and what it means), [`command`] (one module per command),
-//! [`setup`] (what the database needs), [`demo`].
+//! [`setup`] (what the database needs), [`status`] and [`metrics`] (what operators see), [`demo`].
 
 pub mod source;
 
@@ -36,8 +36,11 @@ pub mod command;
 pub mod demo;
 pub mod exit;
 pub mod failure;
+mod http;
+pub mod metrics;
 mod quantity;
 pub mod settings;
 pub mod setup;
 mod shutdown;
+pub mod status;
 mod systemd;

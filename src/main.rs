@@ -51,6 +51,7 @@ async fn run(cli: Cli, environment: &Environment) -> Result<(), Failure> {
         Command::Invalidate { cache, tags } => {
             command::invalidate::invalidate(&settings(&cli.typed)?, environment, cache.as_deref(), &tags).await
         }
+        Command::Status { json } => command::status::status(&settings(&cli.typed)?, json).await,
         Command::Demo { keep } => waltag::demo::run(keep).await,
     }
 }

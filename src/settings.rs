@@ -11,17 +11,20 @@ use crate::source::dsn::{self, Dsn};
 use crate::source::replication::slot::Names;
 
 /// Names of the variables without `WALTAG_`; those that can hold a secret have a `_FILE` twin.
-const VARIABLES: [(&str, bool); 7] = [
+const VARIABLES: [(&str, bool); 8] = [
     ("DATABASE_URL", true),
     ("RULES", false),
     ("SLOT", false),
     ("PUBLICATION", false),
     ("TAG_MEMORY", false),
+    ("LISTEN", false),
     ("LOCK_TIMEOUT", false),
     ("LOG_FORMAT", false),
 ];
 /// Where rules are looked for when nothing is said.
 const DEFAULT_RULES: &str = "/etc/waltag/rules.d";
+/// Only this machine may ask, unless it is told otherwise.
+const DEFAULT_LISTEN: &str = "127.0.0.1:9185";
 /// The budget's bounds: a piece of a transaction must fit, and positions within it are 32 bits.
 const TAG_MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 30;
 
@@ -36,6 +39,8 @@ pub struct Settings {
     pub names: Names,
     /// Bytes that may wait on their way to Redis.
     pub tag_memory: usize,
+    /// Where the admin server listens; empty for none.
+    pub listen: String,
     /// How long DDL and slot creation may wait for locks.
     pub lock_timeout: Duration,
 }
@@ -55,6 +60,7 @@ pub enum Error {
 }
 
 /// The process environment, or a test's.
+#[derive(Clone)]
 pub struct Environment(Vec<(String, String)>);
 
 impl Environment {
@@ -67,6 +73,17 @@ impl Environment {
     /// One variable; empty counts as unset, as systemd's EnvironmentFile leaves it.
     pub fn get(&self, name: &str) -> Option<String> {
         self.0.iter().find(|(known, value)| known == name && !value.is_empty()).map(|(_, value)| value.clone())
+    }
+
+    /// Where the admin server listens. Here an empty variable says something: none.
+    fn listen(&self) -> String {
+        let set = self.0.iter().find(|(name, _)| name == "WALTAG_LISTEN");
+        set.map_or_else(|| DEFAULT_LISTEN.to_owned(), |(_, value)| value.clone())
+    }
+
+    /// Where the last good rules are kept: the first of systemd's directories.
+    pub fn state_directory(&self) -> Option<PathBuf> {
+        Some(PathBuf::from(self.get("STATE_DIRECTORY")?.split(':').next()?))
     }
 
     /// For rule files.
@@ -119,7 +136,7 @@ impl Environment {
 /// Calls `use_it` with what rule files may refer to.
 pub fn with_surroundings<T>(environment: &Environment, use_it: impl FnOnce(&Surroundings) -> T) -> T {
     let variable = |name: &str| environment.get(name);
-    use_it(&Surroundings { variable: &variable, credentials: environment.credentials() })
+    use_it(&Surroundings::new(&variable, environment.credentials()))
 }
 
 impl Settings {
@@ -161,9 +178,10 @@ impl Settings {
         }
         let lock_timeout = setting(&typed.lock_timeout, "LOCK_TIMEOUT", "2s")?;
         let lock_timeout = quantity::duration(&lock_timeout).map_err(wrong("--lock-timeout"))?;
+        let listen = typed.listen.clone().unwrap_or_else(|| environment.listen());
         let dsn = Dsn::parse(url.as_deref(), &|name| environment.get(name))?;
         let names = Names { slot, publication };
-        Ok(Settings { dsn, rules, names, tag_memory: tag_memory as usize, lock_timeout })
+        Ok(Settings { dsn, rules, names, tag_memory: tag_memory as usize, listen, lock_timeout })
     }
 }
 
@@ -207,6 +225,12 @@ mod tests {
         let shared = [("DATABASE_URL", "postgres://u@shared/db")];
         assert_eq!(host(resolve(&[], &shared).unwrap()), "shared:5432");
         assert_eq!(resolve(&[], &[("WALTAG_RULES", "a:b")]).unwrap().rules, ["a", "b"]);
+        let listen = |arguments: &[&str], value: Option<&str>| {
+            let variable = value.map(|value| ("WALTAG_LISTEN", value));
+            resolve(arguments, variable.as_slice()).unwrap().listen
+        };
+        assert_eq!((listen(&[], None), listen(&[], Some(""))), (DEFAULT_LISTEN.into(), String::new()));
+        assert_eq!(listen(&["--listen", ""], Some("x:1")), "");
         assert_eq!(resolve(&["--rules", "c"], &[("WALTAG_RULES", "a:b")]).unwrap().rules, ["c"]);
     }
 

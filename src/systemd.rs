@@ -36,6 +36,20 @@ impl Manager {
         }
     }
 
+    /// The rules are read again; [`Manager::reloaded`] must follow.
+    pub(crate) fn reloading(&self) {
+        if let (true, Ok(now)) = (self.ready.get(), NotifyState::monotonic_usec_now()) {
+            tell(&[NotifyState::Reloading, now]);
+        }
+    }
+
+    /// The rules were read, whatever came of it.
+    pub(crate) fn reloaded(&self) {
+        if self.ready.get() {
+            tell(&[NotifyState::Ready]);
+        }
+    }
+
     /// The service is going down.
     pub(crate) fn stopping(&self) {
         tell(&[NotifyState::Stopping]);

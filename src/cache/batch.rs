@@ -1,5 +1,6 @@
 //! Tags on their way to one Redis, and what they hold back.
 
+use crate::source::clock::Timestamp;
 use crate::source::lsn::Lsn;
 use crate::tags::Tags;
 
@@ -10,18 +11,21 @@ pub struct Batch {
     pub tags: Tags,
     /// Nothing after this position may be called done while the batch waits.
     pub floor: Option<Lsn>,
+    /// When the oldest of them was committed.
+    pub committed: Option<Timestamp>,
 }
 
 impl Batch {
-    /// Takes in tags of a transaction that began after `floor`.
-    pub fn add(&mut self, tags: &Tags, floor: Lsn) {
+    /// Takes in tags of a transaction after `floor`.
+    pub fn add(&mut self, tags: &Tags, floor: Lsn, committed: Option<Timestamp>) {
         self.tags.extend(tags);
+        self.committed = [self.committed, committed].into_iter().flatten().min();
         self.floor = Some(self.floor.map_or(floor, |own| own.min(floor)));
     }
 
     /// Forgets the tags and keeps the memory.
     pub fn clear(&mut self) {
         self.tags.clear();
-        self.floor = None;
+        (self.floor, self.committed) = (None, None);
     }
 }

@@ -17,13 +17,16 @@ use tokio::time::Instant;
 use super::Cache;
 use super::batch::Batch;
 use super::connection::Error;
+use super::coverage::Coverage;
 use super::flight::Outcome;
+use super::gap::Gap;
 use super::marker::{Marker, Origin, Progress};
-use super::pattern::Pattern;
 use super::repeats::Repeats;
-use super::sweep::Sweeps;
+use super::sweep::{Passed, Sweeps};
 use crate::backoff::Backoff;
+use crate::source::clock::Timestamp;
 use crate::source::lsn::Lsn;
+use crate::source::visibility::Snapshot;
 use crate::tags::Tags;
 
 /// The marker is written at least this often while the stream runs.
@@ -63,12 +66,21 @@ pub struct Lane {
     share: Option<usize>,
     away_since: Option<Instant>,
     attachment: Attachment,
+    /// Why it is not up.
+    trouble: Option<String>,
     /// It has taken tags of this process: a refusal is no wrong setting from the start.
     proven: bool,
     /// Without repeats: the last batch, until a marker behind it proves that this Redis still has it.
     unproven: Option<Batch>,
     /// The marker was told to forget its progress, and has not been told of any since.
     forgotten: bool,
+    /// What the rules make stale here, ...
+    coverage: Coverage,
+    /// ... whether it was compared with the marker, so that each later difference is news ...
+    compared: bool,
+    /// ... and whether the marker says it: counted, because it may change while a write is under way.
+    edition: u64,
+    told_edition: Option<u64>,
 }
 
 /// Does this cache count?
@@ -88,6 +100,8 @@ struct Flight {
     marker: Option<Progress>,
     /// The batch is a repeat of this queue.
     repeat: Option<usize>,
+    /// The marker says what the rules cover.
+    edition: Option<u64>,
 }
 
 /// What the daemon should know.
@@ -99,20 +113,20 @@ pub enum Event {
     Down(Error),
     /// It holds nothing back any more.
     Detached(Error),
-    /// Tags were acknowledged: how many.
-    Sent(usize),
+    /// Tags were acknowledged: how many, and when the oldest was committed (first passes only).
+    Sent(usize, Option<Timestamp>),
     /// The marker says this position; it may be confirmed.
     Marked,
     /// The marker was refused; it is claimed again.
-    Refused(String),
+    Refused(Gap),
     /// Redis is full; only deletions go through.
     Full,
     /// Commands that will never work were counted and passed over.
     Futile(u64, Error),
     /// Changes may have been missed: everything that the rules can reach goes stale.
-    Resync(String),
-    /// A sweep is complete: keys that it touched, and the reason of the resync that it ends.
-    Swept(u64, Option<String>),
+    Resync(Gap),
+    /// A sweep is complete: keys that it touched, and what it was.
+    Swept(u64, Passed),
 }
 
 impl Lane {
@@ -143,24 +157,66 @@ impl Lane {
             share: (!alone).then_some(share),
             away_since: None,
             attachment: Attachment::Attached,
+            trouble: None,
             proven: false,
             unproven: None,
             forgotten: false,
+            coverage: Coverage::default(),
+            compared: false,
+            edition: 0,
+            told_edition: None,
         }
     }
 
-    /// A stream starts: where, on which server, and what a sweep can reach there. A server that has crashed since may have
-    /// lost commits that readers saw.
-    pub fn begin(&mut self, confirmed: Lsn, origin: Origin, patterns: Vec<Pattern>) -> Option<String> {
+    /// A stream starts: where, and on which server. One that has crashed since may have lost commits that readers saw.
+    pub fn begin(&mut self, confirmed: Lsn, origin: Origin) -> Option<Gap> {
         // What lies between was never sent to us: the slot was made anew, moved, or read by somebody else.
-        let jumped =
-            (self.progress.is_some() && confirmed > self.position).then(|| format!("the slot jumped to {confirmed}"));
+        let jumped = (self.progress.is_some() && confirmed > self.position)
+            .then(|| Gap::new("slot_jumped", format!("the slot jumped to {confirmed}")));
         self.confirmed = confirmed;
         self.position = self.position.max(confirmed);
-        self.sweeps.reach(patterns);
         let gap = self.marker.set_origin(origin).or(jumped)?;
         self.sweeps.resync(gap.clone(), self.position);
         Some(gap)
+    }
+
+    /// What the rules make stale here from now on. What they did not before has missed changes. Until the marker was read
+    /// nothing is known of before: it is compared then.
+    pub fn cover(&mut self, coverage: Coverage) -> Option<Gap> {
+        if coverage == self.coverage {
+            return None;
+        }
+        let gap = coverage.beyond(&self.coverage.text()).filter(|_| self.compared && self.is_attached());
+        self.sweeps.reach(coverage.reach.clone());
+        self.coverage = coverage;
+        self.edition += 1;
+        let gap = gap?;
+        self.sweeps.resync(gap.clone(), self.position);
+        Some(gap)
+    }
+
+    /// The same Redis under the same options, with new credentials, `repeat` or `detach_after`.
+    pub fn set_cache(&mut self, cache: Cache, share: usize, alone: bool) {
+        self.share = (!alone).then_some(share);
+        // A pass that is under way belongs to a queue that may be gone.
+        self.in_flight.repeat = None;
+        self.repeats.set_delays(&cache.repeat);
+        self.cache = cache;
+    }
+
+    /// Looks at which transactions are running: a resync waits for some to end.
+    pub fn observe(&mut self, snapshot: &Snapshot) {
+        self.sweeps.observe(snapshot, self.cache.repeat.last().copied().unwrap_or_default());
+    }
+
+    /// Does a resync wait for a snapshot?
+    pub fn needs_snapshot(&self) -> bool {
+        self.sweeps.needs_snapshot()
+    }
+
+    /// The resync under way, and whether everything may still be stale.
+    pub fn resyncing(&self) -> Option<(&Gap, bool)> {
+        self.sweeps.resyncing().map(|gap| (gap, self.sweeps.is_stale()))
     }
 
     /// Its cache.
@@ -169,11 +225,11 @@ impl Lane {
     }
 
     /// Takes in tags whose transaction every reader sees.
-    pub fn add(&mut self, tags: &Tags, floor: Lsn) {
+    pub fn add(&mut self, tags: &Tags, floor: Lsn, committed: Option<Timestamp>) {
         if tags.is_empty() || self.attachment == Attachment::Detached {
             return;
         }
-        self.next.add(tags, floor);
+        self.next.add(tags, floor, committed);
     }
 
     /// Everything that the rules can reach goes stale, because of a transaction after `floor`.
@@ -184,9 +240,9 @@ impl Lane {
     }
 
     /// Everything that the rules can reach goes stale, because something may have been missed after `floor`.
-    pub fn resync(&mut self, reason: &str, floor: Lsn) {
+    pub fn resync(&mut self, gap: Gap, floor: Lsn) {
         if self.attachment == Attachment::Attached {
-            self.sweeps.resync(reason.to_owned(), floor);
+            self.sweeps.resync(gap, floor);
         }
     }
 
@@ -206,6 +262,21 @@ impl Lane {
     /// The stream broke: what is owed is still sent, but the marker is not refreshed until [`Lane::advance`].
     pub fn pause(&mut self) {
         self.paused = true;
+    }
+
+    /// Is there a connection on which the cache was claimed?
+    pub fn is_up(&self) -> bool {
+        self.connection.is_some() && self.is_attached()
+    }
+
+    /// Why it is not up.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Is Redis full?
+    pub fn is_full(&self) -> bool {
+        self.full
     }
 
     /// Does it hold back the position?
@@ -230,8 +301,9 @@ impl Lane {
 
     /// No first pass waits or is under way, and the marker says what it can: a stop waits for neither repeats nor sweeps.
     pub fn is_settled(&self) -> bool {
-        let told =
-            (self.written >= self.progress && !self.forgotten) || self.sweeps.is_resyncing() || !self.is_attached();
+        let told = (self.written >= self.progress && !self.forgotten)
+            || self.sweeps.resyncing().is_some()
+            || !self.is_attached();
         self.next.tags.is_empty() && self.in_flight.size == 0 && told
     }
 
@@ -249,7 +321,7 @@ impl Lane {
                 && let Poll::Ready(outcome) = self.sweeps.poll(&self.cache, context)
             {
                 return Poll::Ready(match outcome {
-                    Ok((swept, ended)) => Event::Swept(swept, ended),
+                    Ok((swept, passed)) => Event::Swept(swept, passed),
                     Err(error) => self.sweep_failed(error),
                 });
             }

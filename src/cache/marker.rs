@@ -6,6 +6,8 @@
 
 use redis::{Cmd, Script, Value};
 
+use super::coverage::Coverage;
+use super::gap::Gap;
 use crate::source::lsn::Lsn;
 
 /// KEYS[1] the hash; ARGV: expected owner and seq ('' where the field is missing), whether progress is forgotten, then
@@ -67,6 +69,8 @@ pub struct Found {
     pub timeline: Option<String>,
     /// Its crash mark.
     pub crash: Option<String>,
+    /// What the rules covered ([`Coverage::text`]).
+    pub rules: Option<String>,
 }
 
 /// Owner and sequence number as Redis has them; empty where there is none.
@@ -82,7 +86,7 @@ pub enum Answer {
     /// Written.
     Written,
     /// Somebody else wrote, or Redis lost writes: what stands there now.
-    Refused(String),
+    Refused(Gap),
     /// Redis is full and takes no writes; deletions go through. The position counts all the same: the price is that a
     /// restart finds an older marker.
     Full,
@@ -104,7 +108,7 @@ impl Marker {
     }
 
     /// What is written along from now on; why that is a gap, if it is.
-    pub fn set_origin(&mut self, origin: Origin) -> Option<String> {
+    pub fn set_origin(&mut self, origin: Origin) -> Option<Gap> {
         let before = std::mem::replace(&mut self.origin, origin);
         self.changed(&before.timeline, &before.crash)
     }
@@ -119,51 +123,59 @@ impl Marker {
     /// Reads who wrote last. Must come before any other write on a new connection.
     pub fn read(&self) -> Cmd {
         let mut command = redis::cmd("HMGET");
-        command.arg(&self.key).arg(&["owner", "seq", "format", "done", "timeline", "crash"]);
+        command.arg(&self.key).arg(&["owner", "seq", "format", "done", "timeline", "crash", "rules"]);
         command
     }
 
     /// Takes the answer to [`Marker::read`]: does it prove that changes may have been missed, and why? `confirmed` is where
     /// the slot starts. A position is confirmed only after the marker said so; a marker behind it has lost writes.
-    pub fn found(&mut self, found: Found, confirmed: Lsn) -> Option<String> {
-        let gap = if self.claimed { self.loss(&found, confirmed) } else { self.gap(&found, confirmed) };
+    pub fn found(&mut self, found: Found, confirmed: Lsn, coverage: &Coverage) -> Option<Gap> {
+        let gap = match self.claimed {
+            true => self.loss(&found, confirmed, coverage),
+            false => self.gap(&found, confirmed, coverage),
+        };
         self.held = Held { owner: found.owner.unwrap_or_default(), seq: found.seq.unwrap_or_default() };
         gap
     }
 
     /// At the start: what was the state when somebody wrote last?
-    fn gap(&self, found: &Found, confirmed: Lsn) -> Option<String> {
+    fn gap(&self, found: &Found, confirmed: Lsn, coverage: &Coverage) -> Option<Gap> {
         let done = found.done.as_deref().and_then(|text| text.parse::<Lsn>().ok());
         let done = done.filter(|_| found.format.as_deref() == Some(FORMAT));
-        let Some(done) = done else { return Some("this Redis has no marker".into()) };
+        let Some(done) = done else { return Some(Gap::new("no_marker", "this Redis has no marker")) };
         if done < confirmed {
-            return Some(format!("the marker stands at {done}, before the slot's {confirmed}"));
+            let sentence = format!("the marker stands at {done}, before the slot's {confirmed}");
+            return Some(Gap::new("behind", sentence));
         }
-        self.changed(found.timeline.as_deref().unwrap_or_default(), found.crash.as_deref().unwrap_or_default())
+        let changed =
+            self.changed(found.timeline.as_deref().unwrap_or_default(), found.crash.as_deref().unwrap_or_default());
+        changed.or_else(|| coverage.beyond(found.rules.as_deref().unwrap_or_default()))
     }
 
     /// While running: is it as we left it?
-    fn loss(&self, found: &Found, confirmed: Lsn) -> Option<String> {
+    fn loss(&self, found: &Found, confirmed: Lsn, coverage: &Coverage) -> Option<Gap> {
         let number = |text: &str| text.parse::<u64>().unwrap_or_default();
         match (&found.owner, &found.seq) {
             // Another daemon, or a copy from before our time: what it says of its progress decides.
-            (Some(owner), _) if *owner != self.owner => self.gap(found, confirmed),
+            (Some(owner), _) if *owner != self.owner => self.gap(found, confirmed, coverage),
             (Some(_), Some(seq)) if number(seq) >= number(&self.held.seq) => None,
-            (Some(_), _) => Some("the marker went back: this Redis lost writes".into()),
-            (None, _) => Some("the marker is gone: this Redis was emptied or lost writes".into()),
+            (Some(_), _) => Some(Gap::new("lost_writes", "the marker went back: this Redis lost writes")),
+            (None, _) => Some(Gap::new("lost_writes", "the marker is gone: this Redis was emptied or lost writes")),
         }
     }
 
     /// Did the server lose commits that readers have seen?
-    fn changed(&self, timeline: &str, crash: &str) -> Option<String> {
+    fn changed(&self, timeline: &str, crash: &str) -> Option<Gap> {
         if timeline != self.origin.timeline {
-            return Some(format!("PostgreSQL went from timeline {timeline} to {}", self.origin.timeline));
+            let sentence = format!("PostgreSQL went from timeline {timeline} to {}", self.origin.timeline);
+            return Some(Gap::new("timeline", sentence));
         }
-        (crash != self.origin.crash).then(|| "PostgreSQL has crashed".into())
+        (crash != self.origin.crash).then(|| Gap::new("crash", "PostgreSQL has crashed"))
     }
 
-    /// A write of the marker; without progress it only claims, and with `forget` it takes back what it told before.
-    pub fn write(&self, progress: Option<Progress>, forget: bool) -> Cmd {
+    /// A write of the marker; without progress it only claims, and with `forget` it takes back what it told before. `rules`
+    /// is written when it has changed.
+    pub fn write(&self, progress: Option<Progress>, forget: bool, rules: Option<&str>) -> Cmd {
         let mut command = redis::cmd("EVALSHA");
         command.arg(self.script.get_hash()).arg(1).arg(&self.key).arg(&self.held.owner).arg(&self.held.seq);
         command.arg(if forget { "forget" } else { "keep" });
@@ -171,6 +183,9 @@ impl Marker {
         command.arg("timeline").arg(&self.origin.timeline).arg("crash").arg(&self.origin.crash);
         if let Some(Progress { first, done }) = progress {
             command.arg("lsn").arg(first.to_string()).arg("done").arg(done.to_string());
+        }
+        if let Some(rules) = rules {
+            command.arg("rules").arg(rules);
         }
         command
     }
@@ -191,15 +206,20 @@ impl Marker {
             Value::Array(fields) => (fields.first().map(text), fields.get(1).map(text)),
             _ => (None, None),
         };
-        let there = match (owner.as_deref(), seq.as_deref()) {
-            (Some(""), _) | (None, _) => "the marker is gone: this Redis was emptied or lost writes".to_owned(),
-            (Some(owner), _) if owner != self.owner => format!("another waltag ({owner}) has taken over {}", self.key),
+        let (code, there) = match (owner.as_deref(), seq.as_deref()) {
+            (Some(""), _) | (None, _) => {
+                ("lost_writes", "the marker is gone: this Redis was emptied or lost writes".to_owned())
+            }
+            (Some(owner), _) if owner != self.owner => {
+                ("other_daemon", format!("another waltag ({owner}) has taken over {}", self.key))
+            }
             (Some(_), seq) => {
-                format!("the marker went back to seq {}: this Redis lost writes", seq.unwrap_or_default())
+                let seq = seq.unwrap_or_default();
+                ("lost_writes", format!("the marker went back to seq {seq}: this Redis lost writes"))
             }
         };
         self.held = Held { owner: owner.unwrap_or_default(), seq: seq.unwrap_or_default() };
-        Answer::Refused(there)
+        Answer::Refused(Gap::new(code, there))
     }
 
     fn next(&self) -> u64 {
@@ -222,14 +242,14 @@ mod tests {
 
     fn found(owner: &str, seq: &str, done: &str) -> Found {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let (format, timeline, crash) = (some("1"), some("1"), some("c"));
-        Found { owner: some(owner), seq: some(seq), format, done: some(done), timeline, crash }
+        let (format, timeline, crash, rules) = (some("1"), some("1"), some("c"), some(" "));
+        Found { owner: some(owner), seq: some(seq), format, done: some(done), timeline, crash, rules }
     }
 
     #[test]
     fn each_write_expects_the_one_before() {
         let mut marker = marker();
-        marker.found(Found::default(), Lsn(0));
+        marker.found(Found::default(), Lsn(0), &Coverage::default());
         assert_eq!(marker.next(), 1);
         assert_eq!(marker.answered(&Value::Int(1)), Answer::Written);
         assert_eq!(marker.held, Held { owner: "me".into(), seq: "1".into() });
@@ -241,18 +261,18 @@ mod tests {
         let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         for (owner, seq, word) in [("", "", "emptied"), ("you", "4", "another waltag"), ("me", "1", "went back")] {
             let mut marker = marker();
-            marker.found(found("me", "3", "0/10"), Lsn(0));
+            marker.found(found("me", "3", "0/10"), Lsn(0), &Coverage::default());
             let Answer::Refused(reason) = marker.answered(&Value::Array(vec![bulk(owner), bulk(seq)])) else {
                 panic!()
             };
-            assert!(reason.contains(word), "{reason}");
+            assert!(reason.sentence.contains(word), "{reason}");
             assert_eq!(marker.held, Held { owner: owner.into(), seq: seq.into() });
         }
     }
 
     #[test]
     fn what_is_a_gap_at_the_start() {
-        let gap = |found: Found| marker().found(found, Lsn(0x20));
+        let gap = |found: Found| marker().found(found, Lsn(0x20), &Coverage::default()).map(|gap| gap.sentence);
         assert_eq!(gap(found("old", "9", "0/20")), None, "an ordinary restart");
         assert_eq!(gap(found("old", "9", "0/21")), None, "the slot goes back over a crash: no gap");
         assert!(gap(found("old", "9", "0/1F")).unwrap().contains("before the slot's 0/20"));
@@ -261,15 +281,16 @@ mod tests {
         assert!(gap(Found { format: Some("2".into()), ..found("old", "9", "0/20") }).unwrap().contains("no marker"));
         assert!(gap(Found { timeline: Some("2".into()), ..found("old", "9", "0/20") }).unwrap().contains("timeline"));
         assert!(gap(Found { crash: Some("x".into()), ..found("old", "9", "0/20") }).unwrap().contains("crashed"));
+        assert!(gap(Found { rules: Some("x".into()), ..found("old", "9", "0/20") }).unwrap().contains("options"));
     }
 
     #[test]
     fn what_is_a_loss_while_running() {
         let loss = |again: Found| {
             let mut marker = marker();
-            marker.found(found("old", "9", "0/20"), Lsn(0x20));
+            marker.found(found("old", "9", "0/20"), Lsn(0x20), &Coverage::default());
             marker.answered(&Value::Int(1));
-            marker.found(again, Lsn(0x99))
+            marker.found(again, Lsn(0x99), &Coverage::default()).map(|gap| gap.sentence)
         };
         assert_eq!(loss(found("me", "10", "0/20")), None);
         assert_eq!(loss(found("you", "1", "0/99")), None, "another daemon was here, and is as far as the slot");

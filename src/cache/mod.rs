@@ -6,8 +6,10 @@
 pub mod batch;
 pub mod command;
 pub mod connection;
+pub mod coverage;
 pub mod dialect;
 mod flight;
+pub mod gap;
 pub mod lane;
 pub mod marker;
 mod options;
@@ -47,6 +49,18 @@ pub struct Cache {
 }
 
 impl Cache {
+    /// Stands for the options that decide which keys are written, and how: with others, what was made stale under the old
+    /// ones says nothing of the new.
+    pub fn options_id(&self) -> String {
+        let Cache { dialect, style, keys, operation, .. } = self;
+        coverage::id(&format!("{} {style:?} {keys:?} {operation:?}", dialect.name))
+    }
+
+    /// Is it the same Redis, under the same options? Credentials, `repeat` and `detach_after` may differ.
+    pub fn is_same(&self, other: &Cache) -> bool {
+        self.name == other.name && self.address() == other.address() && self.options_id() == other.options_id()
+    }
+
     /// Host and database without credentials.
     pub fn address(&self) -> String {
         match self.url.redis_settings().db() {

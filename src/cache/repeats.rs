@@ -61,6 +61,12 @@ impl Repeats {
         Repeats { delays: delays.to_vec(), queues, share, spill: None }
     }
 
+    /// Passes after other delays from now on. What is owed moves along; passes that are no longer wanted are forgotten.
+    pub fn set_delays(&mut self, delays: &[Duration]) {
+        self.delays = delays.to_vec();
+        self.queues.resize_with(delays.len(), VecDeque::new);
+    }
+
     /// Takes a batch whose pass was acknowledged now; hands it back if it is owed no other.
     pub fn owe(&mut self, batch: Batch) -> Option<Batch> {
         let (Some(floor), Some(queue)) = (batch.floor, self.queues.first_mut()) else { return Some(batch) };

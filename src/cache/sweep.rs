@@ -10,14 +10,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use redis::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::Cache;
 use super::command::{new_version, on_key};
 use super::connection::{self, Error, Kind};
+use super::gap::{Gap, Scope};
 use super::pattern::{Pattern, common_glob};
 use crate::backoff::Backoff;
 use crate::source::lsn::Lsn;
+use crate::source::visibility::Snapshot;
 
 /// Keys that Redis looks at per SCAN: calls of about a millisecond.
 const COUNT: usize = 500;
@@ -29,40 +31,116 @@ type Running = Pin<Box<dyn Future<Output = Result<u64, Error>>>>;
 /// The sweeps of one cache: one runs and one waits; whatever comes meanwhile joins the one that waits.
 #[derive(Default)]
 pub struct Sweeps {
-    patterns: Vec<Pattern>,
-    waiting: Option<Lsn>,
-    running: Option<(Lsn, Running)>,
+    reach: Vec<Pattern>,
+    waiting: Option<Wanted>,
+    running: Option<(Wanted, Running)>,
     backoff: Backoff,
-    /// Some reason for the resync came after the sweep that runs had started.
-    uncovered: bool,
     failing_since: Option<Instant>,
-    /// Why a resync is under way: until it is complete the marker tells of no progress, so that a crash starts it again.
-    resync: Option<String>,
+    resync: Option<Resync>,
+}
+
+/// What a sweep that is complete was.
+#[derive(Debug)]
+pub enum Passed {
+    /// A sweep by itself.
+    Sweep,
+    /// The first pass of a resync: what was missed is stale now.
+    First,
+    /// The second: the gap is closed.
+    Second(Gap),
+}
+
+/// A sweep that is owed.
+#[derive(Clone)]
+struct Wanted {
+    /// It is for something after this position.
+    floor: Lsn,
+    scope: Scope,
+    /// It is a pass of the resync.
+    resync: bool,
+}
+
+/// A resync has two passes: at once, and again when every transaction has ended that was running when the gap was noticed.
+/// Such a transaction may have changed rows before the slot or the publication could see it, and commit after the first.
+struct Resync {
+    gap: Gap,
+    barrier: Barrier,
+    pass: Pass,
+}
+
+/// What the second pass waits for.
+enum Barrier {
+    /// This many more snapshots: the first may have been asked for before the gap was noticed.
+    Snapshots(u8),
+    /// Every transaction below this number has ended.
+    Transactions(u64),
+}
+
+enum Pass {
+    First,
+    /// The first is complete.
+    Waiting,
+    /// The barrier is gone; a reader that was computing gets the time of the longest repeat.
+    Resting(Pin<Box<Sleep>>),
+    Second,
 }
 
 impl Sweeps {
     /// What a sweep reaches from now on.
     pub fn reach(&mut self, patterns: Vec<Pattern>) {
-        self.patterns = patterns;
+        self.reach = patterns;
     }
 
-    /// Wants a sweep for something after `floor`.
+    /// Wants a sweep of everything for something after `floor`.
     pub fn want(&mut self, floor: Lsn) {
-        self.waiting = Some(self.waiting.map_or(floor, |own| own.min(floor)));
+        self.join(Wanted { floor, scope: Scope::Everything, resync: false });
     }
 
-    /// Wants a sweep because something may have been missed.
-    pub fn resync(&mut self, reason: String, floor: Lsn) {
-        self.resync.get_or_insert(reason);
-        self.uncovered = true;
-        self.want(floor);
+    fn join(&mut self, wanted: Wanted) {
+        self.waiting = Some(match self.waiting.take() {
+            None => wanted,
+            Some(own) => Wanted {
+                floor: own.floor.min(wanted.floor),
+                scope: own.scope.and(wanted.scope),
+                resync: own.resync || wanted.resync,
+            },
+        });
+    }
+
+    /// Begins a resync because something may have been missed.
+    pub fn resync(&mut self, gap: Gap, floor: Lsn) {
+        let gap = match self.resync.take() {
+            None => gap,
+            Some(Resync { gap: first, .. }) => Gap { scope: first.scope.and(gap.scope), ..first },
+        };
+        self.join(Wanted { floor, scope: gap.scope.clone(), resync: true });
+        self.resync = Some(Resync { gap, barrier: Barrier::Snapshots(1), pass: Pass::First });
+    }
+
+    /// Does a resync wait to hear which transactions are running?
+    pub fn needs_snapshot(&self) -> bool {
+        self.resync.as_ref().is_some_and(|resync| matches!(resync.pass, Pass::First | Pass::Waiting))
+    }
+
+    /// Looks at which transactions are running; `rest` is the longest repeat of the cache.
+    pub fn observe(&mut self, snapshot: &Snapshot, rest: Duration) {
+        let Some(resync) = &mut self.resync else { return };
+        match resync.barrier {
+            Barrier::Snapshots(0) => resync.barrier = Barrier::Transactions(snapshot.xmax),
+            Barrier::Snapshots(more) => resync.barrier = Barrier::Snapshots(more - 1),
+            Barrier::Transactions(_) => {}
+        }
+        if let (Pass::Waiting, Barrier::Transactions(newest)) = (&resync.pass, &resync.barrier)
+            && snapshot.xmin >= *newest
+        {
+            resync.pass = Pass::Resting(Box::pin(sleep(rest)));
+        }
     }
 
     /// The connection was replaced: a cursor does not survive that, and it may be another server now.
     pub fn restart(&mut self) {
-        if let Some((floor, _)) = self.running.take() {
-            self.uncovered = self.resync.is_some();
-            self.want(floor);
+        if let Some((wanted, _)) = self.running.take() {
+            self.join(wanted);
         }
     }
 
@@ -71,53 +149,83 @@ impl Sweeps {
         self.failing_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Is a resync outstanding?
-    pub fn is_resyncing(&self) -> bool {
-        self.resync.is_some()
+    /// The resync under way. Until it is complete the marker tells of no progress, so that a crash starts it again.
+    pub fn resyncing(&self) -> Option<&Gap> {
+        self.resync.as_ref().map(|resync| &resync.gap)
+    }
+
+    /// Is the first pass of a resync still owed? Until then anything may be stale.
+    pub fn is_stale(&self) -> bool {
+        self.resync.as_ref().is_some_and(|resync| matches!(resync.pass, Pass::First))
     }
 
     /// The position that they hold back.
     pub fn floor(&self) -> Option<Lsn> {
-        [self.waiting, self.running.as_ref().map(|(floor, _)| *floor)].into_iter().flatten().min()
+        let wanted = [self.waiting.as_ref(), self.running.as_ref().map(|(wanted, _)| wanted)];
+        wanted.into_iter().flatten().map(|wanted| wanted.floor).min()
     }
 
     /// Forgets what is wanted: the cache is detached.
     pub fn forget(&mut self) {
-        (self.waiting, self.running, self.resync) = (None, None, None);
-        (self.uncovered, self.failing_since) = (false, None);
+        (self.waiting, self.running, self.resync, self.failing_since) = (None, None, None, None);
     }
 
-    /// Works on; ready when a sweep is complete (how many keys, and the resync that it ends) or has failed.
-    pub fn poll(&mut self, cache: &Cache, context: &mut Context<'_>) -> Poll<Result<(u64, Option<String>), Error>> {
+    /// Works on; ready when a sweep is complete (how many keys, and what it was) or has failed.
+    pub fn poll(&mut self, cache: &Cache, context: &mut Context<'_>) -> Poll<Result<(u64, Passed), Error>> {
+        if let Some(Resync { pass, gap, .. }) = &mut self.resync
+            && let Pass::Resting(rest) = pass
+            && rest.as_mut().poll(context).is_ready()
+        {
+            *pass = Pass::Second;
+            let scope = gap.scope.clone();
+            // It holds no position back by itself: the marker tells of no progress meanwhile.
+            self.join(Wanted { floor: Lsn(u64::MAX), scope, resync: true });
+        }
         if self.running.is_none() {
-            let Some(floor) = self.waiting.take() else { return Poll::Pending };
-            let (cache, patterns, wait) = (cache.clone(), self.patterns.clone(), self.backoff.pause());
+            let Some(wanted) = self.waiting.take() else { return Poll::Pending };
+            let patterns = match &wanted.scope {
+                Scope::Everything => self.reach.clone(),
+                Scope::Keys(patterns) => patterns.clone(),
+            };
+            let (cache, wait) = (cache.clone(), self.backoff.pause());
             let run = async move {
                 sleep(wait).await;
                 if patterns.is_empty() { Ok(0) } else { sweep(&cache, &patterns).await }
             };
-            self.uncovered = false;
-            self.running = Some((floor, Box::pin(run)));
+            self.running = Some((wanted, Box::pin(run)));
         }
-        let Some((floor, run)) = &mut self.running else { return Poll::Pending };
+        let Some((_, run)) = &mut self.running else { return Poll::Pending };
         let Poll::Ready(outcome) = run.as_mut().poll(context) else { return Poll::Pending };
-        let floor = *floor;
-        self.running = None;
+        let Some((wanted, _)) = self.running.take() else { return Poll::Pending };
         Poll::Ready(match outcome {
             Ok(swept) => {
                 self.backoff.reset();
                 self.failing_since = None;
-                let ended = if self.uncovered { None } else { self.resync.take() };
-                Ok((swept, ended))
+                Ok((swept, self.passed(&wanted)))
             }
             Err(error) => {
                 self.backoff.next();
                 self.failing_since.get_or_insert_with(Instant::now);
-                self.uncovered = self.resync.is_some();
-                self.want(floor);
+                self.join(wanted);
                 Err(error)
             }
         })
+    }
+
+    fn passed(&mut self, done: &Wanted) -> Passed {
+        // What came while it ran is for the one that waits.
+        let more = self.waiting.as_ref().is_some_and(|waiting| waiting.resync);
+        match self.resync.take() {
+            Some(Resync { gap, barrier, pass: Pass::First }) if done.resync && !more => {
+                self.resync = Some(Resync { gap, barrier, pass: Pass::Waiting });
+                Passed::First
+            }
+            Some(Resync { gap, pass: Pass::Second, .. }) if done.resync && !more => Passed::Second(gap),
+            resync => {
+                self.resync = resync;
+                Passed::Sweep
+            }
+        }
     }
 }
 

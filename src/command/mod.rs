@@ -5,6 +5,7 @@ pub mod explain;
 pub mod invalidate;
 pub mod run;
 pub mod setup;
+pub mod status;
 
 use std::fmt::Display;
 use std::io::Write;

@@ -1,10 +1,11 @@
 //! `waltag run`: the daemon.
 
-use super::load;
 use crate::backoff::Backoff;
-use crate::daemon;
+use crate::daemon::{self, Start};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::rules::Rules;
+use crate::rules::registry::Registry;
 use crate::settings::{Environment, Settings};
 
 /// Loads the rules, applies `setup` if asked, and runs until a signal.
@@ -12,12 +13,10 @@ pub async fn run(settings: Settings, environment: &Environment, setup: bool) -> 
     if !settings.dsn.ignored.is_empty() {
         tracing::warn!("ignored in the database URL (other drivers' parameters): {}", settings.dsn.ignored.join(", "));
     }
-    let rules = load(&settings, environment)?;
+    let signals = |error| Failure::new(Exit::Bug, format!("cannot handle signals: {error}"));
+    let mut registry = Registry::new(&settings, environment).map_err(signals)?;
+    let (rules, refused) = load(&mut registry)?;
     rules.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    if rules.caches.is_empty() {
-        let sentence = "the rules define no cache; add one under `caches:`";
-        return Err(Failure::new(Exit::Rules, sentence));
-    }
     if setup {
         let mut backoff = Backoff::default();
         // In a container PostgreSQL is often still starting.
@@ -29,5 +28,21 @@ pub async fn run(settings: Settings, environment: &Environment, setup: bool) -> 
             tokio::time::sleep(backoff.next()).await;
         }
     }
-    daemon::run(settings, rules).await
+    daemon::run(settings, Start { registry, rules, refused }).await
+}
+
+/// The rules as they are, or the last good ones and why.
+fn load(registry: &mut Registry) -> Result<(Rules, Option<String>), Failure> {
+    let error = match registry.load() {
+        Ok(rules) => return Ok((rules, None)),
+        Err(error) => error,
+    };
+    match registry.last_good() {
+        Some(Ok(rules)) => {
+            tracing::error!("the rules cannot be used; running the last good ones until they can:\n{error}");
+            Ok((rules, Some(error.to_string())))
+        }
+        // Not even the last good ones work, for example without a variable that they need: the first error says more.
+        Some(Err(_)) | None => Err(error.into()),
+    }
 }

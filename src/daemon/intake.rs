@@ -1,5 +1,6 @@
 //! One frame of the stream, on its way into the flow.
 
+use crate::cache::gap::Gap;
 use crate::flow::Flow;
 use crate::source::replication::Source;
 use crate::source::replication::connection::Frame;
@@ -21,7 +22,7 @@ pub(super) async fn take(frame: Frame, source: &Source, flow: &mut Flow, feedbac
             tracing::error!("the server says: {notice}");
             // PostgreSQL 18 goes on without a publication that was dropped, and sends nothing of what it would have.
             if notice.message.contains("skipped loading publication") {
-                flow.resync("the server skipped the publication");
+                flow.resync(&Gap::new("publication_skipped", "the server skipped the publication"));
             }
         }
         Frame::XLogData { end, data } => {

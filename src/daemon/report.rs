@@ -3,40 +3,58 @@
 use super::Daemon;
 use crate::cache::connection::Kind as CacheKind;
 use crate::cache::lane::{Event as LaneEvent, Lane};
+use crate::cache::sweep::Passed;
 use crate::exit::Exit;
 use crate::flow::Flow;
 use crate::source::replication::error::{Error, Kind};
+use crate::status::State;
 
 impl Daemon {
     /// What happened on a lane. Before the first READY, a cache that refuses us is a wrong setting.
     pub(super) fn lane_event(&mut self, flow: &Flow, index: usize, event: LaneEvent) -> Result<(), Error> {
         let Some(lane) = flow.lanes.get(index) else { return Ok(()) };
-        let (cache, address) = (&lane.cache().name, lane.cache().address());
+        let (cache, address, metrics) = (&lane.cache().name, lane.cache().address(), &self.board.metrics);
         match event {
-            LaneEvent::Up => tracing::info!(cache, address, "cache claimed"),
-            LaneEvent::Sent(tags) => tracing::debug!(cache, tags, "made stale"),
+            LaneEvent::Up => {
+                metrics.connected(cache);
+                tracing::info!(cache, address, "cache claimed");
+            }
+            LaneEvent::Sent(tags, committed) => {
+                metrics.sent(cache, tags, committed.map(|committed| committed.elapsed().as_secs_f64()));
+                tracing::debug!(cache, tags, "made stale");
+            }
             LaneEvent::Marked => {}
             LaneEvent::Full => {
+                metrics.redis_error(cache, "full");
                 tracing::error!(
                     cache,
                     address,
                     "Redis is full and refuses the marker; deletions go through. Raise maxmemory"
                 );
             }
-            LaneEvent::Refused(reason) => {
+            LaneEvent::Refused(gap) => {
+                metrics.gap(cache, gap.code);
                 tracing::error!(
                     cache,
                     address,
-                    "the marker was refused: {reason}; it is claimed again, and everything goes stale"
+                    "the marker was refused: {gap}; it is claimed again, and everything goes stale"
                 );
             }
-            LaneEvent::Resync(reason) => tracing::warn!(cache, address, "resync: {reason}"),
-            LaneEvent::Swept(keys, Some(reason)) => tracing::info!(cache, keys, "resync complete: {reason}"),
-            LaneEvent::Swept(keys, None) => tracing::info!(cache, keys, "sweep complete"),
+            LaneEvent::Resync(gap) => {
+                metrics.gap(cache, gap.code);
+                tracing::warn!(cache, address, "resync: {gap}");
+            }
+            LaneEvent::Swept(keys, Passed::Sweep) => tracing::info!(cache, keys, "sweep complete"),
+            LaneEvent::Swept(keys, Passed::First) => {
+                tracing::info!(cache, keys, "everything is stale; once more when the running transactions have ended");
+            }
+            LaneEvent::Swept(keys, Passed::Second(gap)) => tracing::info!(cache, keys, "resync complete: {gap}"),
             LaneEvent::Futile(commands, error) => {
+                metrics.redis_error(cache, "futile");
                 tracing::error!(cache, address, commands, "{}; passed over", error.sentence);
             }
             LaneEvent::Detached(error) => {
+                metrics.redis_error(cache, "detached");
                 tracing::error!(
                     cache,
                     address,
@@ -51,6 +69,7 @@ impl Daemon {
                 tracing::debug!(cache, address, "still detached: {}", error.sentence);
             }
             LaneEvent::Down(error) => {
+                metrics.redis_error(cache, if error.kind == CacheKind::Refused { "refused" } else { "away" });
                 tracing::warn!(cache, address, "{}; its tags are kept and sent again", error.sentence);
             }
         }
@@ -61,6 +80,10 @@ impl Daemon {
     pub(super) fn announce(&mut self, flow: &Flow) {
         if !self.ready && flow.lanes.iter().all(Lane::attempted) {
             self.ready = true;
+            if self.reload.refused.is_none() {
+                self.registry.keep(&self.rules);
+            }
+            self.reload.proven = true;
             self.manager.ready();
             self.tell_streaming(flow);
             tracing::info!(caches = flow.lanes.len(), rules = self.rules.rules.len(), "ready");
@@ -80,6 +103,13 @@ impl Daemon {
 
     /// Says what is wrong, once per cause.
     pub(super) fn tell(&mut self, error: &Error) {
+        let state = match (error.kind, self.ready) {
+            (Kind::Standby, _) => State::Standby,
+            (_, true) => State::Reconnecting,
+            (_, false) => State::Starting,
+        };
+        self.view.waiting(state, &error.sentence);
+        self.show_at_rest();
         if self.told.as_ref() == Some(&error.sentence) {
             return;
         }

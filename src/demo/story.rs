@@ -330,7 +330,7 @@ impl Drop for Stage {
 fn waltag(postgres: &Postgres, directory: &tempfile::TempDir, user: &str) -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.env_clear().env("WALTAG_DATABASE_URL", postgres.url(user, "postgres"));
-    command.env("WALTAG_RULES", directory.path().join("rules.yaml")).stdin(Stdio::null());
+    command.env("WALTAG_RULES", directory.path().join("rules.yaml")).env("WALTAG_LISTEN", "").stdin(Stdio::null());
     command
 }
 

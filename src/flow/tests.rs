@@ -5,13 +5,13 @@ use crate::rules::expand::Surroundings;
 /// A flow with one cache and the rule `t:<id>` for the table `t`.
 fn flow() -> Flow {
     let text = r#"{version: 1, caches: {c: {url: "redis://h", dialect: keys}}, rules: [{table: t, tags: ["t:<id>"]}]}"#;
-    let around = Surroundings { variable: &|_| None, credentials: None };
+    let around = Surroundings::new(&|_| None, None);
     let rules = Rules::parse(vec![("r.yaml".into(), text.into())], &around).unwrap();
     let lane = |cache: &crate::cache::Cache| {
         Lane::new(cache.clone(), Marker::new("1", "waltag", &cache.name, "me", Origin::default()), 1 << 20, true)
     };
     let lanes = rules.caches.iter().map(lane).collect();
-    let mut flow = Flow::new(Rc::new(rules), lanes);
+    let mut flow = Flow::new(Rc::new(rules), lanes, Arc::default());
     let relation = b"R\0\0\0\x01public\0t\0d\0\x01\x01id\0\0\0\0\x17\xff\xff\xff\xff";
     flow.take(&Message::parse(relation).unwrap()).unwrap();
     flow.keepalive(Lsn(100));
@@ -19,7 +19,7 @@ fn flow() -> Flow {
 }
 
 fn begin(flow: &mut Flow, xid: u32) {
-    flow.take(&Message::Begin { final_lsn: Lsn(0), xid: Xid(xid) }).unwrap();
+    flow.take(&Message::Begin { final_lsn: Lsn(0), committed: Timestamp(0), xid: Xid(xid) }).unwrap();
 }
 
 fn insert(flow: &mut Flow) {

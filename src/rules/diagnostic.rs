@@ -118,7 +118,7 @@ impl fmt::Display for Diagnostic {
         writeln!(f, "{severity}[{}]: {}", self.code, self.message)?;
         writeln!(f, "{margin}--> {}", self.place)?;
         writeln!(f, "{margin} |")?;
-        writeln!(f, "{line} | {}", printable(text))?;
+        writeln!(f, "{line} | {}", masked(&printable(text)))?;
         write!(f, "{margin} | {indent}{caret}")?;
         match &self.help {
             Some(help) => write!(f, "\n{margin} = help: {help}"),
@@ -130,6 +130,28 @@ impl fmt::Display for Diagnostic {
 /// Control characters of a rule file must not reach a terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// A URL may be written with its password, and messages go to the log, to `/status` and to whoever is asked for help. Each
+/// character is masked by one, so that the caret stays where it belongs.
+fn masked(text: &str) -> String {
+    let mut masked: Vec<char> = text.chars().collect();
+    let mut token = 0;
+    for at in 0..masked.len() {
+        let part = masked.get(token..at).unwrap_or_default();
+        match masked.get(at) {
+            // `<@table>` is no URL.
+            Some('@') if part.last() != Some(&'<') => {
+                let secret = part.iter().position(|c| *c == ':').map_or(at, |colon| token + colon + 1);
+                let hidden = masked.iter_mut().take(at).skip(secret).filter(|c| **c != '/');
+                hidden.for_each(|c| *c = '*');
+            }
+            Some('"' | '\'') => token = at + 1,
+            Some(c) if c.is_whitespace() => token = at + 1,
+            _ => {}
+        }
+    }
+    masked.into_iter().collect()
 }
 
 /// The candidate within a third of the word's length, rounded up: `tabel` is two edits from `table`.
@@ -167,6 +189,18 @@ mod tests {
         assert_eq!(nearest("tagz", &["table", "tags"]), Some("tags"));
         assert_eq!(nearest("Pyton", &["python", "php"]), Some("python"));
         assert_eq!(nearest("x", &["caches"]), None);
+    }
+
+    #[test]
+    fn passwords_are_masked() {
+        for (line, shown) in [
+            ("url: \"redis://u:p@ss@h/0\"", "url: \"redis://******@h/0\""),
+            ("{ url: redis:/:secret@x, dialect: keys }", "{ url: redis:/*******@x, dialect: keys }"),
+            ("url: ${URL} # mail me@h", "url: ${URL} # mail me@h"),
+            ("- \"user:<@table>:<id>\"", "- \"user:<@table>:<id>\""),
+        ] {
+            assert_eq!(masked(line), shown);
+        }
     }
 
     #[test]

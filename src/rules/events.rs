@@ -17,6 +17,13 @@ pub enum Event {
 pub const EVENTS: [(Event, &str); 4] =
     [(Event::Insert, "insert"), (Event::Update, "update"), (Event::Delete, "delete"), (Event::Truncate, "truncate")];
 
+impl Event {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        EVENTS.iter().find(|(event, _)| *event == self).map_or("", |(_, name)| name)
+    }
+}
+
 /// A set of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Events(u8);

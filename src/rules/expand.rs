@@ -1,14 +1,46 @@
 //! `${NAME}`, `${NAME:-default}` and `${file:PATH}` within the scalars of `caches:`, after YAML was parsed: a secret can
 //! hold any character without breaking the file.
 
+use std::cell::{Cell, RefCell};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 /// Where the parts come from; parameters so that tests need not touch the real environment.
 pub struct Surroundings<'a> {
     /// Looks up a variable.
-    pub variable: &'a dyn Fn(&str) -> Option<String>,
-    /// `$CREDENTIALS_DIRECTORY`: where relative `${file:}` paths are looked up.
-    pub credentials: Option<PathBuf>,
+    variable: &'a dyn Fn(&str) -> Option<String>,
+    /// `$CREDENTIALS_DIRECTORY`: where relative paths are looked up.
+    credentials: Option<PathBuf>,
+    /// Files that were looked for, found or not.
+    pub files: RefCell<Vec<PathBuf>>,
+    /// Stands for everything that came out: a secret that was changed is a change.
+    pub fingerprint: Cell<u64>,
+}
+
+impl<'a> Surroundings<'a> {
+    /// With these variables and this directory for relative paths.
+    pub fn new(variable: &'a dyn Fn(&str) -> Option<String>, credentials: Option<PathBuf>) -> Surroundings<'a> {
+        Surroundings { variable, credentials, files: RefCell::default(), fingerprint: Cell::default() }
+    }
+
+    /// The content of a file that a rule file names. The error is a sentence.
+    pub fn read(&self, path: &str) -> Result<Vec<u8>, String> {
+        let path = match &self.credentials {
+            Some(directory) if Path::new(path).is_relative() => directory.join(path),
+            _ => PathBuf::from(path),
+        };
+        let read = std::fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()));
+        self.files.borrow_mut().push(path);
+        let content = read?;
+        self.note(&content);
+        Ok(content)
+    }
+
+    fn note(&self, content: &[u8]) {
+        let mut hasher = DefaultHasher::new();
+        (self.fingerprint.get(), content).hash(&mut hasher);
+        self.fingerprint.set(hasher.finish());
+    }
 }
 
 /// `text` with every `${...}` replaced; `$$` is a `$`. The error is a sentence.
@@ -35,12 +67,7 @@ pub fn expand(text: &str, around: &Surroundings) -> Result<String, String> {
 
 fn value(name: &str, around: &Surroundings) -> Result<String, String> {
     if let Some(path) = name.strip_prefix("file:") {
-        let path = match &around.credentials {
-            Some(directory) if Path::new(path).is_relative() => directory.join(path),
-            _ => PathBuf::from(path),
-        };
-        let content =
-            std::fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let content = String::from_utf8(around.read(path)?).map_err(|_| format!("{path} is not UTF-8"))?;
         return Ok(content.trim_end_matches(['\n', '\r']).to_owned());
     }
     let (name, default) = name.split_once(":-").map_or((name, None), |(name, default)| (name, Some(default)));
@@ -60,7 +87,7 @@ mod tests {
         std::fs::write(file.path(), "se$cret\n").unwrap();
         let variable = |name: &str| (name == "HOST").then(|| "db".to_owned());
         let credentials = file.path().parent().map(Path::to_path_buf);
-        let around = Surroundings { variable: &variable, credentials };
+        let around = Surroundings::new(&variable, credentials);
         let short = file.path().file_name().unwrap().to_string_lossy().into_owned();
         for (text, expected) in [
             ("redis://${HOST}:1", "redis://db:1".to_owned()),
@@ -70,6 +97,11 @@ mod tests {
         ] {
             assert_eq!(expand(text, &around), Ok(expected));
         }
+        let (before, missing) = (around.fingerprint.get(), "${file:none}");
+        std::fs::write(file.path(), "other").unwrap();
+        assert!(expand(&format!("${{file:{short}}}"), &around).is_ok() && around.fingerprint.get() != before);
+        assert!(expand(missing, &around).is_err());
+        assert_eq!(around.files.borrow().last(), Some(&file.path().with_file_name("none")), "it may come");
         assert!(expand("${NONE}", &around).unwrap_err().contains("NONE"));
         assert!(expand("${HOST", &around).is_err());
     }

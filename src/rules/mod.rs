@@ -9,18 +9,24 @@ pub mod expand;
 pub mod fields;
 pub mod file;
 pub mod filter;
+pub mod kept;
 pub mod paths;
 pub mod plan;
+pub mod registry;
 pub mod style;
 pub mod template;
+pub mod watch;
 pub mod yaml;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use prometheus_client::metrics::counter::Counter;
+
 use crate::cache::Cache;
 use crate::cache::command::Operation;
+use crate::cache::coverage::{self, Coverage, Covered};
 use crate::cache::pattern::Pattern;
 use diagnostic::{Diagnostic, Place, Severity, Source};
 use events::Events;
@@ -37,16 +43,14 @@ pub struct Rules {
     pub rules: Vec<Rule>,
     /// What people should know although the set can be used.
     pub warnings: Vec<Diagnostic>,
+    /// What it was read from: `${...}` as written, because what it stands for may be secret.
+    pub files: Files,
+    /// Stands for the values of `${...}` and the content of files that the caches name.
+    pub fingerprint: u64,
 }
 
-/// What a sweep can reach.
-#[derive(Debug, Default)]
-pub struct Reach {
-    /// The keys.
-    pub patterns: Vec<Pattern>,
-    /// Templates whose keys could be any, or cannot be found.
-    pub unreachable: Vec<String>,
-}
+/// Rule files as read: path and content.
+pub type Files = Vec<(PathBuf, Vec<u8>)>;
 
 /// One table and its tags.
 pub struct Rule {
@@ -70,6 +74,8 @@ pub struct Tag {
     pub events: Events,
     /// Indices into [`Rules::caches`].
     pub caches: Vec<usize>,
+    /// How many tags it made, for each of `caches`.
+    pub made: Vec<Counter>,
 }
 
 impl Tag {
@@ -85,6 +91,9 @@ pub enum Error {
     /// No files (exit 66).
     #[error(transparent)]
     Paths(#[from] paths::Error),
+    /// Nothing can be made stale (exit 65).
+    #[error("the rules define no cache; add one under `caches:`")]
+    NoCache,
     /// The files are wrong (exit 65). One paragraph per problem.
     #[error("{}", list(.0))]
     Wrong(Vec<Diagnostic>),
@@ -97,21 +106,14 @@ fn list(problems: &[Diagnostic]) -> String {
 impl Rules {
     /// Reads and merges every file behind `paths`.
     pub fn load(paths: &[String], around: &Surroundings) -> Result<Rules, Error> {
-        let mut sources = Vec::new();
-        for path in paths::files(paths)? {
-            match std::fs::read(&path) {
-                Ok(bytes) => sources.push((path, bytes)),
-                Err(error) => return Err(paths::Error::Unreadable(path, error).into()),
-            }
-        }
-        Rules::parse(sources, around)
+        Rules::parse(read(paths)?, around)
     }
 
     /// Compiles files that were read.
-    pub fn parse(files: Vec<(PathBuf, Vec<u8>)>, around: &Surroundings) -> Result<Rules, Error> {
+    pub fn parse(files: Files, around: &Surroundings) -> Result<Rules, Error> {
         let mut problems = Vec::new();
         let mut roots = Vec::new();
-        for (path, bytes) in files {
+        for (path, bytes) in files.iter().cloned() {
             match source(path, bytes) {
                 Ok(source) => match yaml::parse(&source, &mut problems) {
                     Ok(root) => roots.push(root),
@@ -121,8 +123,8 @@ impl Rules {
             }
         }
         let mut rules = Rules::default();
-        let files: Vec<_> = roots.iter().map(|root| file::read(root, &mut problems)).collect();
-        for (key, node) in files.iter().flat_map(|file| &file.caches) {
+        let read: Vec<_> = roots.iter().map(|root| file::read(root, &mut problems)).collect();
+        for (key, node) in read.iter().flat_map(|file| &file.caches) {
             match rules.caches.iter().find(|cache| cache.name == key.name) {
                 Some(first) => {
                     let message = format!("cache `{}` is defined twice", key.name);
@@ -132,15 +134,16 @@ impl Rules {
                 None => rules.caches.extend(Cache::read(key, node, around, &mut problems)),
             }
         }
-        let declared: Vec<&str> =
-            files.iter().flat_map(|file| &file.caches).map(|(key, _)| key.name.as_str()).collect();
-        for entry in files.into_iter().flat_map(|file| file.rules) {
+        let declared: Vec<&str> = read.iter().flat_map(|file| &file.caches).map(|(key, _)| key.name.as_str()).collect();
+        for entry in read.into_iter().flat_map(|file| file.rules) {
             let rule = rules.resolve(entry, &declared, &mut problems);
             rules.rules.push(rule);
         }
         rules.find_repetitions(&mut problems);
         let (errors, warnings) = problems.into_iter().partition(|problem| problem.severity == Severity::Error);
         rules.warnings = warnings;
+        rules.files = files;
+        rules.fingerprint = around.fingerprint.get();
         if Vec::is_empty(&errors) { Ok(rules) } else { Err(Error::Wrong(errors)) }
     }
 
@@ -157,12 +160,14 @@ impl Rules {
                 problems.push(tag.place.error("no-cache", message).help(help));
             }
             let caches = caches.unwrap_or_default();
+            let made = caches.iter().map(|_| Counter::default()).collect();
             tags.push(Tag {
                 template: tag.template,
                 place: tag.place,
                 literal: tag.literal,
                 events: tag.events,
                 caches,
+                made,
             });
         }
         Rule { table: entry.table, place: entry.place, tags }
@@ -208,29 +213,43 @@ impl Rules {
         }
     }
 
-    /// What a sweep of one cache can reach: its tag keys, or where the tag is the key, what the templates can render.
-    pub fn reach(&self, cache: usize, type_of: impl Fn(&TableName, &str) -> Option<u32>) -> Reach {
-        let mut reach = Reach::default();
-        let formulas = self.caches.get(cache).map(|cache| cache.keys.as_slice()).unwrap_or_default();
-        reach.patterns.extend(formulas.iter().filter_map(Pattern::of_formula));
-        if !reach.patterns.is_empty() {
-            return reach;
-        }
-        let Some(of) = self.caches.get(cache) else { return reach };
+    /// What these rules make stale in one cache, for tables that `is_published`, and where a sweep finds its keys: the tag
+    /// keys of a library, or where the tag is the key, what the template can render.
+    pub fn coverage(
+        &self,
+        cache: usize,
+        type_of: impl Fn(&TableName, &str) -> Option<u32>,
+        is_published: impl Fn(&TableName) -> bool,
+    ) -> Coverage {
+        let Some(of) = self.caches.get(cache) else { return Coverage::default() };
+        let mut coverage = Coverage { options: of.options_id(), ..Coverage::default() };
+        let formulas: Vec<Pattern> = of.keys.iter().filter_map(Pattern::of_formula).collect();
         // Where an absent key is valid, a key that was never invalidated is not there to be found.
         let findable = !matches!(of.operation, Operation::Set { existing: false, .. });
         for rule in &self.rules {
             for tag in rule.tags.iter().filter(|tag| tag.caches.contains(&cache)) {
-                let pattern =
-                    Pattern::of_template(&tag.template, of, &rule.table, |column| type_of(&rule.table, column));
-                match pattern.filter(|_| findable) {
-                    Some(pattern) if reach.patterns.contains(&pattern) => {}
-                    Some(pattern) => reach.patterns.push(pattern),
-                    None => reach.unreachable.push(tag.template.text.clone()),
+                let mut patterns = formulas.clone();
+                if patterns.is_empty() {
+                    let type_of = |column: &str| type_of(&rule.table, column);
+                    let pattern = Pattern::of_template(&tag.template, of, &rule.table, type_of);
+                    patterns.extend(pattern.filter(|_| findable));
+                }
+                let text = tag.template.text.clone();
+                if patterns.is_empty() {
+                    coverage.unreachable.push(text.clone());
+                }
+                for pattern in &patterns {
+                    if !coverage.reach.contains(pattern) {
+                        coverage.reach.push(pattern.clone());
+                    }
+                }
+                if is_published(&rule.table) {
+                    let id = coverage::id(&format!("{}\0{text}\0{:?}", rule.table, tag.events));
+                    coverage.templates.push(Covered { id, text, patterns });
                 }
             }
         }
-        reach
+        coverage
     }
 
     /// The rules of one table.
@@ -245,6 +264,15 @@ impl Rules {
         tables.dedup();
         tables
     }
+}
+
+/// Reads every file behind `paths`.
+pub fn read(paths: &[String]) -> Result<Files, paths::Error> {
+    let read = |path: PathBuf| match std::fs::read(&path) {
+        Ok(bytes) => Ok((path, bytes)),
+        Err(error) => Err(paths::Error::Unreadable(path, error)),
+    };
+    paths::files(paths)?.into_iter().map(read).collect()
 }
 
 /// Rule files are UTF-8; a byte order mark is forgiven.

@@ -1,5 +1,6 @@
 //! `--rules`: a file, a directory (`*.yaml`, `*.yml`, sorted, not recursive) or a glob.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Why a rule path gives no files (exit 66).
@@ -17,7 +18,7 @@ pub enum Error {
 pub fn files(paths: &[String]) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     for path in paths.iter().map(Path::new) {
-        let found = if path.to_string_lossy().contains(['*', '?']) { glob(path)? } else { plain(path)? };
+        let found = if path.to_string_lossy().contains(['*', '?']) { glob(path) } else { plain(path)? };
         if found.is_empty() {
             return Err(Error::Empty(path.to_path_buf()));
         }
@@ -28,6 +29,40 @@ pub fn files(paths: &[String]) -> Result<Vec<PathBuf>, Error> {
         }
     }
     Ok(files)
+}
+
+/// The directories in which a change can change what [`files`] finds, or what stands there: those of the files, of what they
+/// are links to, those that a glob looks into, and the parents of directories (which may be replaced as a whole).
+pub fn directories<'a>(paths: &[String], others: impl IntoIterator<Item = &'a PathBuf>) -> BTreeSet<PathBuf> {
+    let mut directories = BTreeSet::new();
+    let parent = |path: &Path| match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.to_path_buf(),
+        None => path.to_path_buf(),
+    };
+    for path in paths.iter().map(Path::new) {
+        if path.to_string_lossy().contains(['*', '?']) {
+            let looked_into = |ancestor: &&Path| ancestor.to_string_lossy().contains(['*', '?']);
+            for pattern in path.ancestors().take_while(looked_into) {
+                let above = parent(pattern);
+                match above.to_string_lossy().contains(['*', '?']) {
+                    true => directories.extend(matches(&above).into_iter().filter(|found| found.is_dir())),
+                    false => drop(directories.insert(above)),
+                }
+            }
+        } else {
+            directories.extend(path.is_dir().then(|| path.to_path_buf()));
+            directories.insert(parent(path));
+        }
+    }
+    let found = files(paths).unwrap_or_default();
+    let mut file = |file: &Path| {
+        directories.insert(parent(file));
+        directories.extend(file.canonicalize().ok().map(|target| parent(&target)));
+    };
+    found.iter().for_each(|found| file(found));
+    others.into_iter().for_each(|other| file(other));
+    directories
 }
 
 fn plain(path: &Path) -> Result<Vec<PathBuf>, Error> {
@@ -50,7 +85,13 @@ fn entries(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 /// `*` and `?` match within one component and not a leading dot.
-fn glob(pattern: &Path) -> Result<Vec<PathBuf>, Error> {
+fn glob(pattern: &Path) -> Vec<PathBuf> {
+    let mut matched = matches(pattern);
+    matched.retain(|path| path.is_file());
+    matched
+}
+
+fn matches(pattern: &Path) -> Vec<PathBuf> {
     let mut matched = vec![PathBuf::new()];
     for component in pattern.components() {
         let text = component.as_os_str().to_string_lossy().into_owned();
@@ -71,8 +112,7 @@ fn glob(pattern: &Path) -> Result<Vec<PathBuf>, Error> {
         }
         matched = next;
     }
-    matched.retain(|path| path.is_file());
-    Ok(matched)
+    matched
 }
 
 fn fits(pattern: &[u8], name: &[u8]) -> bool {
@@ -101,6 +141,16 @@ mod tests {
         assert_eq!(found("a/waltag.yaml").unwrap(), [at("a/waltag.yaml")]);
         assert_eq!(found("b").unwrap(), [at("b/other.yml"), at("b/waltag.yaml")]);
         assert_eq!(found("*/waltag.yaml").unwrap(), [at("a/waltag.yaml"), at("b/waltag.yaml")]);
+        let directories = |path: &str| directories(&[at(path).display().to_string()], []);
+        let all = |names: &[&str]| names.iter().map(|name| at(name)).collect::<BTreeSet<_>>();
+        assert_eq!(directories("a/waltag.yaml"), all(&["a"]));
+        assert_eq!(directories("b"), BTreeSet::from([root.path().to_path_buf(), at("b")]));
+        assert_eq!(directories("none/r.yaml"), all(&["none"]), "it may come");
+        let glob = [root.path().to_path_buf()].into_iter().chain(all(&["a", "b", "c"])).collect();
+        assert_eq!(directories("*/waltag.yaml"), glob);
+        std::os::unix::fs::symlink(at("b/other.yml"), at("c/link.yaml")).unwrap();
+        assert_eq!(directories("c/link.yaml"), all(&["b", "c"]), "a link and what it points to");
+        std::fs::remove_file(at("c/link.yaml")).unwrap();
         assert!(matches!(found("c"), Err(Error::Empty(_))));
         assert!(matches!(found("x*/y"), Err(Error::Empty(_))));
         assert!(matches!(found("none.yaml"), Err(Error::Unreadable(..))));

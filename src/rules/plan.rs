@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use prometheus_client::metrics::counter::Counter;
+
 use super::Rules;
 use super::events::{Event, Events};
 use super::file::TableName;
@@ -28,7 +30,7 @@ pub struct Plan {
     entries: Vec<Entry>,
     /// Columns that are looked at: values behind the last one need not be decoded.
     pub width: usize,
-    /// Templates that no longer fit the relation, in words.
+    /// Templates that no longer fit the relation, in words. Each change asks for a sweep in their place.
     pub unfit: Vec<String>,
 }
 
@@ -41,7 +43,10 @@ struct Entry {
     constant: bool,
     /// All columns belong to the replica identity: an update without an old row did not change them.
     within_key: bool,
+    /// A column is missing.
+    unfit: bool,
     text: String,
+    made: Counter,
 }
 
 enum Piece {
@@ -86,13 +91,17 @@ impl Plan {
         let mut plan = Plan { entries: Vec::new(), width: 0, unfit: Vec::new() };
         for table in tables {
             for tag in rules.of_table(table).flat_map(|rule| &rule.tags) {
-                for (index, cache) in tag.caches.iter().filter_map(|index| Some((*index, rules.caches.get(*index)?))) {
-                    match Entry::compile(&tag.template, tag.events, index, cache, table, columns) {
-                        Ok(entry) => plan.entries.push(entry),
-                        Err(column) => plan.unfit.push(format!(
-                            "{}: `{}` needs the column `{column}`, which {table} does not have (any more)",
-                            tag.place, tag.template.text
-                        )),
+                for (index, made) in tag.caches.iter().zip(&tag.made) {
+                    let Some(cache) = rules.caches.get(*index) else { continue };
+                    match Entry::compile(&tag.template, tag.events, *index, cache, table, columns) {
+                        Ok(entry) => plan.entries.push(Entry { made: made.clone(), ..entry }),
+                        Err(column) => {
+                            plan.unfit.push(format!(
+                                "{}: `{}` needs the column `{column}`, which {table} does not have (any more)",
+                                tag.place, tag.template.text
+                            ));
+                            plan.entries.push(Entry::unfit(&tag.template, tag.events, *index));
+                        }
                     }
                 }
             }
@@ -163,10 +172,20 @@ impl Entry {
             }
         }
         let (empty_skips, constant) = (cache.dialect.empty_skips, template.is_constant());
-        Ok(Entry { cache: index, events, pieces, empty_skips, constant, within_key, text: template.text.clone() })
+        let (unfit, text, made) = (false, template.text.clone(), Counter::default());
+        Ok(Entry { cache: index, events, pieces, empty_skips, constant, within_key, unfit, text, made })
+    }
+
+    /// Stands for a template that needs a column which is not there.
+    fn unfit(template: &Template, events: Events, cache: usize) -> Entry {
+        let (pieces, text, made) = (Vec::new(), template.text.clone(), Counter::default());
+        Entry { cache, events, pieces, empty_skips: false, constant: false, within_key: false, unfit: true, text, made }
     }
 
     fn render(&self, change: Change, tags: &mut Tags) -> Result<(), &'static str> {
+        if self.unfit {
+            return Err("a column that the template needs is gone");
+        }
         if let Some(new) = change.new {
             self.insert(new, tags).or_else(|reason| match change.old {
                 // A TOASTed value that did not change is in the old row, if that was sent.
@@ -185,7 +204,7 @@ impl Entry {
 
     fn insert(&self, row: &[Cell], tags: &mut Tags) -> Result<(), &'static str> {
         let mut unknown = false;
-        tags.insert_with(|out| {
+        let new = tags.insert_with(|out| {
             self.pieces.iter().all(|piece| match piece {
                 Piece::Literal(bytes) => {
                     out.extend_from_slice(bytes);
@@ -208,6 +227,7 @@ impl Entry {
                 }
             }) && !unknown
         });
+        self.made.inc_by(u64::from(new));
         if unknown { Err("the replica identity does not send the old value") } else { Ok(()) }
     }
 }

@@ -3,6 +3,7 @@
 //! [`dsn`] -> [`endpoint`] -> a SQL [`session`] and a [`replication`] stream to the same server; [`visibility`] says which
 //! transactions readers see.
 
+pub mod clock;
 pub mod dsn;
 mod dsn_defaults;
 pub mod endpoint;

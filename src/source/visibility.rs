@@ -10,10 +10,14 @@ use super::lsn::Xid;
 /// that turns waltag into a synchronous standby is then noticed by the very poll that would wait for ever.
 pub const QUERY: &str = "SELECT pg_current_snapshot()::text, current_setting('synchronous_standby_names')";
 
-/// What `pg_current_snapshot()` said, cut to the 32 bits that pgoutput's Begin carries.
+/// What `pg_current_snapshot()` said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    xmax: u32,
+    /// Every transaction below has ended.
+    pub xmin: u64,
+    /// None from here on had begun.
+    pub xmax: u64,
+    /// Those between that were running, cut to the 32 bits that pgoutput's Begin carries.
     running: Vec<u32>,
 }
 
@@ -21,17 +25,17 @@ impl Snapshot {
     /// From `xmin:xmax:xip,...` in 64-bit numbers.
     pub fn parse(text: &str) -> Option<Snapshot> {
         let mut parts = text.splitn(3, ':');
-        let _xmin: u64 = parts.next()?.parse().ok()?;
+        let xmin: u64 = parts.next()?.parse().ok()?;
         let xmax: u64 = parts.next()?.parse().ok()?;
         let list = parts.next()?;
         let running: Result<Vec<u64>, _> = list.split(',').filter(|xid| !xid.is_empty()).map(str::parse).collect();
-        Some(Snapshot { xmax: xmax as u32, running: running.ok()?.into_iter().map(|xid| xid as u32).collect() })
+        Some(Snapshot { xmin, xmax, running: running.ok()?.into_iter().map(|xid| xid as u32).collect() })
     }
 
     /// Has this transaction ended, and does every snapshot from now on show it? The difference is taken modulo 2^32, which
     /// is right as long as both lie within 2^31 of each other: the slot's catalog_xmin guarantees that.
     pub fn sees(&self, xid: Xid) -> bool {
-        (xid.0.wrapping_sub(self.xmax) as i32) < 0 && !self.running.contains(&xid.0)
+        (xid.0.wrapping_sub(self.xmax as u32) as i32) < 0 && !self.running.contains(&xid.0)
     }
 }
 

@@ -103,7 +103,7 @@ async fn a_crash_in_the_middle_of_a_resync_starts_it_again() {
     redis::cmd("HDEL").arg(&keys[0]).arg("done").exec_async(&mut cache).await.unwrap();
     // SCAN is refused, so the resync cannot end.
     redis::cmd("ACL").arg("SETUSER").arg("default").arg("-scan").exec_async(&mut cache).await.unwrap();
-    let daemon = world.daemon();
+    let daemon = world.start(&mut world.waltag("waltag", &["run"]));
     daemon.wait_for("'scan' command");
     daemon.kill();
     let there: bool = redis::cmd("HEXISTS").arg(&keys[0]).arg("done").query_async(&mut cache).await.unwrap();
@@ -122,6 +122,33 @@ async fn a_flushed_redis_is_noticed_while_running() {
     daemon.wait_for("resync complete: the marker is gone");
     assert_eq!(left(&mut cache).await, ["session:1"]);
     world.settled(&world.sql().await).await;
+}
+
+/// A transaction that began before the gap was noticed, and whose changes the stream never brings, may commit after the first
+/// pass: the second one waits for it.
+#[tokio::test]
+async fn a_resync_has_a_second_pass_when_the_running_transactions_have_ended() {
+    let (world, daemon, mut cache) = settled().await;
+    let (writer, sql) = (world.sql().await, world.sql().await);
+    writer.batch_execute("BEGIN; INSERT INTO unrelated VALUES (1, 1)").await.unwrap();
+    redis::cmd("FLUSHDB").exec_async(&mut cache).await.unwrap();
+    daemon.wait_for_count("everything is stale", 2);
+    let confirmed = async || -> String {
+        sql.query_one("SELECT confirmed_flush_lsn::text FROM pg_replication_slots", &[]).await.unwrap().get(0)
+    };
+    let before = confirmed().await;
+    set(&mut cache, &["user:15", "session:1"]).await;
+    sql.batch_execute("INSERT INTO unrelated VALUES (2, 2)").await.unwrap();
+    // What was filled between the passes may be stale, and nothing is confirmed.
+    let keepalive = daemon.log().matches("resync complete").count();
+    assert_eq!(
+        (left(&mut cache).await, confirmed().await, keepalive),
+        (vec!["session:1".to_owned(), "user:15".to_owned()], before, 1)
+    );
+    writer.batch_execute("COMMIT").await.unwrap();
+    daemon.wait_for_count("resync complete", 2);
+    assert_eq!(left(&mut cache).await, ["session:1"]);
+    world.settled(&sql).await;
 }
 
 /// Two caches: one is away for longer than `detach_after`. The other goes on, the slot moves, and the one that was away is

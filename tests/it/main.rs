@@ -10,6 +10,8 @@ mod commands;
 mod crash;
 mod demo;
 mod gaps;
+mod operators;
+mod reload;
 mod server_settings;
 mod shutdown;
 mod support;

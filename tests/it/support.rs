@@ -1,6 +1,7 @@
 //! A world of its own for each test: PostgreSQL, Redis, rules, the daemon.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -109,6 +110,8 @@ impl World {
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
         command.env("WALTAG_DATABASE_URL", self.postgres.url(user, &self.database));
         command.env("WALTAG_RULES", self.directory.path().join("rules.yaml"));
+        // Tests run side by side; those that ask the daemon say so.
+        command.env("WALTAG_LISTEN", "");
         command.args(arguments).stdin(Stdio::null());
         command
     }
@@ -123,6 +126,17 @@ impl World {
     pub fn daemon(&self) -> Daemon {
         let daemon = self.start(&mut self.waltag("waltag", &["run"]));
         daemon.wait_for("ready");
+        daemon.wait_until_resynced();
+        daemon
+    }
+
+    /// The same with an admin server, and a state directory for the last good rules.
+    pub fn watched(&self) -> Daemon {
+        let mut command = self.waltag("waltag", &["run"]);
+        command.env("WALTAG_LISTEN", "127.0.0.1:0").env("STATE_DIRECTORY", self.directory.path());
+        let daemon = self.start(&mut command);
+        daemon.wait_for(" ready ");
+        daemon.wait_until_resynced();
         daemon
     }
 
@@ -218,11 +232,43 @@ impl Daemon {
         self.wait_for_count(text, 1);
     }
 
+    /// The first start and each gap make everything stale: waits until that is over.
+    pub fn wait_until_resynced(&self) {
+        let count = |text: &str| self.log().matches(text).count();
+        self.wait_for_count("resync complete", count(" resync: "));
+    }
+
     pub fn wait_for_count(&self, text: &str, count: usize) {
         let deadline = Instant::now() + LIMIT;
         while self.log().matches(text).count() < count {
             assert!(Instant::now() < deadline, "the daemon never said `{text}` {count} times:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks its admin server: status code and body. It must have been started with `WALTAG_LISTEN=127.0.0.1:0`.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        self.wait_for("listening");
+        let log = self.log();
+        let address = log.split("address=").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+        let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    /// Waits until `/readyz` answers this code, and returns its body.
+    pub fn readyz(&self, code: u16) -> String {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let (answered, body) = self.get("/readyz");
+            if answered == code {
+                return body;
+            }
+            assert!(Instant::now() < deadline, "/readyz never answered {code}: {answered} {body}");
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 

@@ -33,6 +33,9 @@ async fn ready_status_watchdog_and_stopping() {
     let said = told(&socket, "STATUS=streaming; 2 caches");
     assert!(said.contains("READY=1"), "{said}");
     told(&socket, "WATCHDOG=1");
+    daemon.signal("HUP");
+    let said = told(&socket, "RELOADING=1") + &told(&socket, "READY=1");
+    assert!(said.contains("MONOTONIC_USEC="), "{said}");
     // A second one is up as well: it takes over by itself.
     let standby = start();
     let said = told(&socket, "STATUS=standby");

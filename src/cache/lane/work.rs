@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use super::super::batch::Batch;
 use super::super::connection::{Error, Kind};
 use super::super::flight::{Outcome, claim, connect, flight};
+use super::super::gap::Gap;
 use super::super::marker::{Answer, Found};
 use super::super::repeats::Repeats;
 use super::{Attachment, Event, Flight, Lane, MARKER_INTERVAL, MARKER_PAUSE};
@@ -32,14 +33,18 @@ impl Lane {
 
     /// Is there progress that the marker may tell of?
     fn has_moved(&self) -> bool {
-        (self.progress > self.written || self.forgotten) && !self.sweeps.is_resyncing()
+        let told = self.told_edition == Some(self.edition);
+        (self.progress > self.written || self.forgotten || !told) && self.sweeps.resyncing().is_none()
     }
 
     /// A write of the marker. During a resync it tells of nothing, so that a crash starts the resync again.
     fn marker_write(&mut self) -> redis::Cmd {
-        let resyncing = self.sweeps.is_resyncing();
+        let resyncing = self.sweeps.resyncing().is_some();
         self.forgotten |= resyncing;
-        self.marker.write(self.progress.filter(|_| !resyncing), resyncing)
+        let news = self.told_edition != Some(self.edition);
+        self.in_flight.edition = news.then_some(self.edition);
+        let rules = news.then(|| self.coverage.text());
+        self.marker.write(self.progress.filter(|_| !resyncing), resyncing, rules.as_deref())
     }
 
     /// The next thing to do on an open connection.
@@ -55,8 +60,9 @@ impl Lane {
         let marker = self.progress.filter(|_| moved && !self.paused);
         let write = marker.map(|_| self.marker_write());
         let (batch, repeat) = self.next_batch();
-        let told = marker.filter(|_| !self.sweeps.is_resyncing());
-        self.in_flight = Flight { floor: batch.floor, size: batch.tags.size().max(1), marker: told, repeat };
+        let told = marker.filter(|_| self.sweeps.resyncing().is_none());
+        let edition = self.in_flight.edition;
+        self.in_flight = Flight { floor: batch.floor, size: batch.tags.size().max(1), marker: told, repeat, edition };
         Box::pin(flight(self.cache.clone(), connection, write, batch))
     }
 
@@ -64,7 +70,7 @@ impl Lane {
     fn next_batch(&mut self) -> (Batch, Option<usize>) {
         if self.next.tags.is_empty() {
             match self.repeats.take(Instant::now()) {
-                Ok(Some((queue, tags))) => return (Batch { tags, floor: None }, Some(queue)),
+                Ok(Some((queue, tags))) => return (Batch { tags, ..Batch::default() }, Some(queue)),
                 Ok(None) => {}
                 Err(error) => {
                     tracing::error!(cache = self.cache.name, "owed repeats cannot be read back: {error}; sweeping");
@@ -92,12 +98,12 @@ impl Lane {
                 let gap = self.gap(found);
                 self.work = Some(Box::pin(claim(self.cache.clone(), connection.clone(), self.marker_write())));
                 self.connection = Some(connection);
-                self.in_flight.marker = self.progress.filter(|_| !self.sweeps.is_resyncing());
+                self.in_flight.marker = self.progress.filter(|_| self.sweeps.resyncing().is_none());
                 gap.map(Event::Resync)
             }
             Outcome::Claimed(Ok(answer)) => Some(match self.marked_by(&answer) {
                 told @ (None | Some(Event::Full)) => {
-                    self.attempted = true;
+                    (self.attempted, self.trouble) = (true, None);
                     told.unwrap_or(Event::Up)
                 }
                 Some(refusal) => {
@@ -118,7 +124,7 @@ impl Lane {
                     Err(error) => {
                         // A first pass is sent again as a whole, a repeat is still owed: both may be repeated at will.
                         if flight.repeat.is_none() {
-                            self.add(&batch.tags, batch.floor.unwrap_or_default());
+                            self.add(&batch.tags, batch.floor.unwrap_or_default(), batch.committed);
                         }
                         Some(self.fail(error))
                     }
@@ -129,21 +135,26 @@ impl Lane {
     }
 
     /// What the marker that was found means. A cache that was detached counts again from here on.
-    fn gap(&mut self, found: Found) -> Option<String> {
+    fn gap(&mut self, found: Found) -> Option<Gap> {
         let detached = !self.is_attached();
         self.attachment = Attachment::Attached;
         let told = self.written.map_or(self.confirmed, |written| written.done.max(self.confirmed));
-        let gap = self.marker.found(found, told);
-        let reason = if detached { Some("it was away for too long".to_owned()) } else { gap }?;
-        let news = !self.sweeps.is_resyncing();
-        self.sweeps.resync(reason.clone(), self.position);
-        news.then_some(reason)
+        let gap = self.marker.found(found, told, &self.coverage);
+        self.compared = true;
+        self.told_edition = None;
+        let gap = if detached { Some(Gap::new("detached", "it was away for too long")) } else { gap }?;
+        let news = self.sweeps.resyncing().is_none();
+        self.sweeps.resync(gap.clone(), self.position);
+        news.then_some(gap)
     }
 
     fn landed(&mut self, batch: Batch, flight: Flight) -> Event {
         self.backoff.reset();
         (self.away_since, self.proven) = (None, true);
-        let sent = batch.tags.len();
+        if self.sweeps.failing().is_zero() {
+            self.trouble = None;
+        }
+        let (sent, committed) = (batch.tags.len(), batch.committed);
         let spare = match flight.repeat {
             Some(queue) => {
                 self.repeats.done(queue, sent);
@@ -156,14 +167,14 @@ impl Lane {
             spare.clear();
             self.spare = spare;
         }
-        if sent == 0 { Event::Marked } else { Event::Sent(sent) }
+        if sent == 0 { Event::Marked } else { Event::Sent(sent, committed) }
     }
 
     /// Without repeats nothing else remembers what was acknowledged since the last marker: at most a second's tags.
     fn keep_unproven(&mut self, batch: Batch) -> Option<Batch> {
         match (&mut self.unproven, batch.floor) {
             (Some(kept), Some(floor)) => {
-                kept.add(&batch.tags, floor);
+                kept.add(&batch.tags, floor, batch.committed);
                 Some(batch)
             }
             (None, Some(_)) => {
@@ -178,35 +189,40 @@ impl Lane {
     /// stands there now.
     fn marked_by(&mut self, answer: &Value) -> Option<Event> {
         let wanted = self.in_flight.marker.take();
+        let edition = self.in_flight.edition.take();
         self.marked_at = Instant::now();
         match self.marker.answered(answer) {
             Answer::Written => {
                 self.written = self.written.max(wanted);
                 self.full = false;
+                self.told_edition = edition.or(self.told_edition);
                 if wanted.is_some() {
                     self.forgotten = false;
                     self.unproven = None;
                 }
                 None
             }
-            Answer::Refused(reason) => {
-                self.sweeps.resync(reason.clone(), self.position);
-                Some(Event::Refused(reason))
+            Answer::Refused(gap) => {
+                self.told_edition = None;
+                self.sweeps.resync(gap.clone(), self.position);
+                Some(Event::Refused(gap))
             }
             Answer::Full => {
                 self.written = self.written.max(wanted);
+                self.told_edition = edition.or(self.told_edition);
                 (!std::mem::replace(&mut self.full, true)).then_some(Event::Full)
             }
         }
     }
 
     fn fail(&mut self, error: Error) -> Event {
+        self.trouble = Some(error.sentence.clone());
         self.attempted = true;
         self.connection = None;
         self.in_flight = Flight::default();
         // A failover may have lost what was acknowledged after the last marker.
         if let Some(batch) = self.unproven.take() {
-            self.add(&batch.tags, batch.floor.unwrap_or(self.confirmed));
+            self.add(&batch.tags, batch.floor.unwrap_or(self.confirmed), None);
         }
         self.sweeps.restart();
         self.rest();
@@ -222,6 +238,7 @@ impl Lane {
 
     /// Batches may go through while a sweep cannot: for as long as it is owed it holds back the others, too.
     pub(super) fn sweep_failed(&mut self, error: Error) -> Event {
+        self.trouble = Some(error.sentence.clone());
         let hopeless = (error.kind == Kind::Refused && self.proven) || self.sweeps.failing() >= self.cache.detach_after;
         if !hopeless || self.share.is_none() {
             return Event::Down(error);

@@ -20,7 +20,7 @@ rules:
 "#;
 
 fn rules(text: &str) -> Rules {
-    let around = Surroundings { variable: &|_| None, credentials: None };
+    let around = Surroundings::new(&|_| None, None);
     Rules::parse(vec![("r.yaml".into(), text.into())], &around).unwrap_or_else(|error| panic!("{error}"))
 }
 

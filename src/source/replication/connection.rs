@@ -2,7 +2,7 @@
 //! (manual: "Streaming Replication Protocol"). tokio-postgres has no CopyBoth, so the framing of `postgres-protocol` is
 //! driven here by hand.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use fallible_iterator::FallibleIterator;
@@ -12,6 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_postgres::Config;
 
+use super::super::clock::Timestamp;
 use super::super::endpoint::{Address, Endpoint};
 use super::super::lsn::Lsn;
 use super::super::server_error::ServerError;
@@ -19,8 +20,6 @@ use super::authentication::{self, Challenge};
 
 /// A write that the server does not take for this long means that it is gone: updates are 39 bytes a second.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
-/// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01).
-const POSTGRES_EPOCH: u64 = 946_684_800_000_000;
 
 /// Anything that carries bytes both ways.
 pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -207,8 +206,7 @@ impl Connection {
         update.put_u64(received.0);
         update.put_u64(confirmed.0);
         update.put_u64(confirmed.0);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        update.put_u64((now.as_micros() as u64).saturating_sub(POSTGRES_EPOCH));
+        update.put_u64(Timestamp::now().0);
         update.put_u8(u8::from(ask));
         frontend::CopyData::new(update.freeze())?.write(&mut self.write);
         self.flush().await

@@ -3,6 +3,7 @@
 //! Nothing is copied: a [`Tuple`] borrows the bytes of its frame. Any bytes are safe to decode; what is not a message
 //! is an [`Error`], never a panic, and trailing bytes are an error too: they would mean that we misread the rest.
 
+use super::super::clock::Timestamp;
 use super::super::lsn::{Lsn, Xid};
 
 /// A message of the stream. Origin, which waltag has no use for, is [`Message::Other`].
@@ -10,7 +11,7 @@ use super::super::lsn::{Lsn, Xid};
 #[expect(missing_docs, reason = "the fields' names are the manual's")]
 pub enum Message<'a> {
     /// Start of a committed transaction. `final_lsn` is the LSN of its commit record.
-    Begin { final_lsn: Lsn, xid: Xid },
+    Begin { final_lsn: Lsn, committed: Timestamp, xid: Xid },
     /// End of a transaction. `end_lsn` is what may be confirmed; `commit_lsn` is not.
     Commit { commit_lsn: Lsn, end_lsn: Lsn },
     /// Shape of a table. Repeats after ALTER, TRUNCATE and reconnects.
@@ -112,8 +113,8 @@ impl<'a> Message<'a> {
         let message = match read.u8()? {
             b'B' => {
                 let final_lsn = read.lsn()?;
-                let _commit_time = read.u64()?;
-                Message::Begin { final_lsn, xid: Xid(read.u32()?) }
+                let committed = Timestamp(read.u64()?);
+                Message::Begin { final_lsn, committed, xid: Xid(read.u32()?) }
             }
             b'C' => {
                 let _flags = read.u8()?;

@@ -94,6 +94,14 @@ impl Relations {
         !self.known.contains_key(&oid)
     }
 
+    /// Compiles every plan again, by other rules.
+    pub fn compile(&mut self, rules: &Rules) {
+        for (oid, relation) in &mut self.known {
+            relation.plan = Plan::compile(rules, &tables(&relation.table, self.ancestors.get(oid)), &relation.columns);
+            relation.tell_unfit();
+        }
+    }
+
     /// Takes a Relation message and compiles its plan.
     pub fn describe(&mut self, relation: &pgoutput::Relation, rules: &Rules) {
         // The empty namespace is pg_catalog's.
@@ -106,26 +114,23 @@ impl Relations {
             key: column.key || relation.identity == b'f',
         };
         let columns: Vec<Column> = relation.columns.iter().map(column).collect();
-        let mut tables = vec![table.clone()];
-        tables.extend(self.ancestors.get(&relation.oid).into_iter().flatten().cloned());
-        let plan = Plan::compile(rules, &tables, &columns);
+        let plan = Plan::compile(rules, &tables(&table, self.ancestors.get(&relation.oid)), &columns);
         if plan.is_empty() && plan.unfit.is_empty() && self.is_new(relation.oid) {
             tracing::warn!(%table, "published, but no rule names it: its changes make nothing stale. Was it a partition that was detached or dropped?");
         }
-        for sentence in &plan.unfit {
-            tracing::error!(table = %table, "{sentence}; its tags are not made stale");
-        }
-        self.known.insert(relation.oid, Relation { table, columns, plan, told: Default::default() });
+        let described = Relation { table, columns, plan, told: Default::default() };
+        described.tell_unfit();
+        self.known.insert(relation.oid, described);
     }
 
-    /// Renders the tags of one row change.
-    pub fn render(&self, oid: u32, event: Event, old: Option<Old>, new: Option<Tuple>, stale: &mut [Stale]) {
+    /// Renders the tags of one row change; how many templates could not be.
+    pub fn render(&self, oid: u32, event: Event, old: Option<Old>, new: Option<Tuple>, stale: &mut [Stale]) -> u64 {
         let Some(relation) = self.known.get(&oid) else {
             tracing::error!(oid, "a change arrived for a relation that was never described");
-            return;
+            return 0;
         };
         if relation.plan.is_empty() {
-            return;
+            return 0;
         }
         let old = old.map(|old| match old {
             Old::Full(tuple) => relation.cells(tuple, false),
@@ -133,16 +138,19 @@ impl Relations {
         });
         let new = new.map(|tuple| relation.cells(tuple, false));
         let change = Change { event, old: old.as_deref(), new: new.as_deref() };
-        relation.plan.render(change, stale, |unlisted| relation.tell(&unlisted));
+        relation.renders(change, stale)
     }
 
-    /// Renders the tags of an emptied table.
-    pub fn truncate(&self, oid: u32, stale: &mut [Stale]) {
-        if let Some(relation) = self.known.get(&oid) {
-            let change = Change { event: Event::Truncate, old: None, new: None };
-            relation.plan.render(change, stale, |unlisted| relation.tell(&unlisted));
-        }
+    /// Renders the tags of an emptied table; how many templates could not be.
+    pub fn truncate(&self, oid: u32, stale: &mut [Stale]) -> u64 {
+        let change = Change { event: Event::Truncate, old: None, new: None };
+        self.known.get(&oid).map_or(0, |relation| relation.renders(change, stale))
     }
+}
+
+/// The tables whose rules a relation falls under: its own and its ancestors'.
+fn tables(own: &TableName, ancestors: Option<&Vec<TableName>>) -> Vec<TableName> {
+    std::iter::once(own).chain(ancestors.into_iter().flatten()).cloned().collect()
 }
 
 impl Relation {
@@ -158,6 +166,21 @@ impl Relation {
             Value::Binary(_) => Cell::Unknown,
         };
         tuple.values().zip(&self.columns).take(self.plan.width).map(cell).collect()
+    }
+
+    fn renders(&self, change: Change, stale: &mut [Stale]) -> u64 {
+        let mut count = 0;
+        self.plan.render(change, stale, |unlisted| {
+            count += 1;
+            self.tell(&unlisted);
+        });
+        count
+    }
+
+    fn tell_unfit(&self) {
+        for sentence in &self.plan.unfit {
+            tracing::error!(table = %self.table, "{sentence}: each change of the table makes everything stale that the rules reach");
+        }
     }
 
     fn tell(&self, unlisted: &Unlisted) {

@@ -1,7 +1,7 @@
 //! The replication slot, and everything about the server that must hold before the stream starts.
 
 use crate::exit::Exit;
-use crate::source::session::{Session, identifier, literal};
+use crate::source::session::{self, Session, Sql, identifier, literal};
 use crate::source::visibility::names_synchronous_standby;
 
 use super::connection::Connection;
@@ -63,6 +63,33 @@ pub async fn verify_publication(session: &Session, names: &Names, place: &str) -
         names.publication
     );
     Err(Error::permanent(Exit::Config, sentence))
+}
+
+/// What the server says of a slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// `wal_status`: reserved, extended, unreserved, lost.
+    pub wal_status: String,
+    /// Bytes between the confirmed position and the server's end: ours to answer for.
+    pub unconfirmed: i64,
+    /// Bytes of WAL that the server keeps for the slot: a transaction that runs for long holds it, too.
+    pub retained: i64,
+}
+
+impl State {
+    /// Reads it; nothing if the slot is gone.
+    pub async fn read(sql: &Sql, slot: &str) -> Result<Option<State>, session::Error> {
+        let query = format!(
+            "SELECT coalesce(wal_status, ''), pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::int8, \
+             pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots WHERE slot_name = {}",
+            literal(slot)
+        );
+        let rows = sql.rows(&query).await?;
+        Ok(rows.first().map(|row| {
+            let number = |index: usize| row.get(index).and_then(|text| text.parse().ok()).unwrap_or_default();
+            State { wal_status: row.get(0).unwrap_or_default().into(), unconfirmed: number(1), retained: number(2) }
+        }))
+    }
 }
 
 /// Makes sure that the slot exists and can be read from.

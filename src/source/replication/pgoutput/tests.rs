@@ -18,7 +18,10 @@ const FULL_UPDATE: &str = "55 00004001 4f 0002 74 00000001 31 74 00000001 61 4e 
 #[test]
 fn begin_and_commit() {
     let begin = bytes("42 000000000152f840 000303e07ee78688 000002db");
-    assert_eq!(Message::parse(&begin), Ok(Message::Begin { final_lsn: Lsn(0x152_F840), xid: Xid(731) }));
+    let Ok(Message::Begin { final_lsn, committed, xid }) = Message::parse(&begin) else { panic!() };
+    assert_eq!((final_lsn, xid), (Lsn(0x152_F840), Xid(731)));
+    // Some day in 2026.
+    assert_eq!(committed.0 / 1_000_000 / 86_400 / 365, 26);
     let commit = bytes("43 00 000000000152f840 000000000152f870 000303e07ee78688");
     let expected = Message::Commit { commit_lsn: Lsn(0x152_F840), end_lsn: Lsn(0x152_F870) };
     assert_eq!(Message::parse(&commit), Ok(expected));
