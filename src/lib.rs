@@ -44,3 +44,4 @@ pub mod setup;
 mod shutdown;
 pub mod status;
 mod systemd;
+pub mod tls;

@@ -60,6 +60,7 @@ impl Error {
             (ErrorKind::Server(ServerErrorKind::BusyLoading), _) => {
                 (Kind::Away, "Redis is still loading its data".into())
             }
+            _ if said.contains("invalid peer certificate") => (Kind::Refused, certificate(&said)),
             _ if error.is_timeout() => (Kind::Away, "Redis does not answer in time".into()),
             _ => (Kind::Away, said),
         };
@@ -70,6 +71,20 @@ impl Error {
     pub fn reply(cache: &Cache, error: redis::ServerError) -> Error {
         Error::new(cache, &RedisError::from(error))
     }
+}
+
+/// What a certificate that is refused means.
+fn certificate(said: &str) -> String {
+    let remedy = match said {
+        _ if said.contains("UnknownIssuer") || said.contains("BadSignature") => {
+            "it is signed by no authority that waltag trusts: give the authority's certificate as `cacert: FILE`"
+        }
+        _ if said.contains("not valid for") || said.contains("NotValidForName") => {
+            "let the cache's `url` use the name that it is for"
+        }
+        _ => "renew it",
+    };
+    format!("the server's certificate is refused ({said}); {remedy}")
 }
 
 /// ACL rules that the daemon needs for the dialects it speaks.

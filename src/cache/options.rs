@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use redis::IntoConnectionInfo;
+use redis::{ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates};
 
 use super::Cache;
 use super::command::Operation;
@@ -37,7 +37,7 @@ impl Cache {
     pub fn read(key: &Key, node: &Node, around: &Surroundings, problems: &mut Vec<Diagnostic>) -> Option<Cache> {
         let reported = problems.len();
         let dialect = dialect_of(node, problems)?;
-        let known: Vec<&str> = ["url", "dialect", "style", "repeat", "detach_after"]
+        let known: Vec<&str> = ["url", "cacert", "cert", "key", "dialect", "style", "repeat", "detach_after"]
             .into_iter()
             .chain(dialect.options.iter().copied())
             .collect();
@@ -116,21 +116,70 @@ impl Reader<'_> {
         found
     }
 
-    fn url(&mut self) -> Option<redis::ConnectionInfo> {
+    fn url(&mut self) -> Option<ConnectionInfo> {
         self.fields.require("url", "the cache", self.problems)?;
         let (place, text) = self.text("url")?;
         let scheme = text.split("://").next().unwrap_or_default();
         // The message must not quote the URL: it may hold a password.
-        let help = "write redis://[user:password@]host:6379/DB, or redis+unix:///path/redis.sock?db=DB";
-        match scheme {
-            "redis" | "unix" | "redis+unix" => match text.as_str().into_connection_info() {
-                Ok(info) => return Some(info),
-                Err(_) => self.problems.push(place.error("url", "this is not a Redis URL").help(help)),
-            },
-            "rediss" => self.problems.push(place.error("url", "TLS to Redis is not spoken by this version").help(help)),
-            _ => self.problems.push(place.error("url", "a Redis URL starts with redis:// or redis+unix://").help(help)),
+        let help =
+            "write redis://[user:password@]host:6379/DB, rediss:// for TLS, or redis+unix:///path/redis.sock?db=DB";
+        let wrong = |sentence: &str| place.error("url", sentence).help(help);
+        if !matches!(scheme, "redis" | "rediss" | "unix" | "redis+unix") {
+            self.problems.push(wrong("a Redis URL starts with redis://, rediss:// or redis+unix://"));
+            return None;
         }
-        None
+        if text.ends_with("#insecure") {
+            self.problems.push(
+                place
+                    .error("url", "a certificate that is not verified protects from nobody")
+                    .help("give the certificate of its authority as `cacert: FILE`"),
+            );
+            return None;
+        }
+        match text.as_str().into_connection_info() {
+            Ok(info) => self.certificates(info),
+            Err(_) => {
+                self.problems.push(wrong("this is not a Redis URL"));
+                None
+            }
+        }
+    }
+
+    /// `cacert`, `cert` and `key`, as redis-cli calls them: PEM files for `rediss://`.
+    fn certificates(&mut self, info: ConnectionInfo) -> Option<ConnectionInfo> {
+        let mut file = |name: &str| -> Option<(Place, Vec<u8>)> {
+            let (place, path) = self.text(name)?;
+            match self.around.read(&path) {
+                Ok(content) => Some((place, content)),
+                Err(sentence) => {
+                    self.problems.push(place.error("option", sentence));
+                    None
+                }
+            }
+        };
+        let (root, certificate, key) = (file("cacert"), file("cert"), file("key"));
+        let first = [&root, &certificate, &key].into_iter().flatten().next().map(|(place, _)| place.clone());
+        let Some(place) = first else { return Some(info) };
+        if !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+            self.problems.push(place.error("option", "certificates are for TLS: write the URL as rediss://"));
+            return None;
+        }
+        let client_tls = match (certificate, key) {
+            (Some((_, client_cert)), Some((_, client_key))) => Some(ClientTlsConfig { client_cert, client_key }),
+            (None, None) => None,
+            _ => {
+                self.problems.push(place.error("option", "`cert` and `key` go together"));
+                return None;
+            }
+        };
+        let certificates = TlsCertificates { client_tls, root_cert: root.map(|(_, content)| content) };
+        match redis::Client::build_with_tls(info, certificates) {
+            Ok(client) => Some(client.get_connection_info().clone()),
+            Err(error) => {
+                self.problems.push(place.error("option", format!("these certificates cannot be used: {error}")));
+                None
+            }
+        }
     }
 
     fn style(&mut self, dialect: &Dialect) -> Style {

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::dsn_defaults;
 use super::endpoint::Endpoint;
+use super::{dsn_defaults, dsn_tls};
 
 /// libpq's parameters that waltag takes.
-const KNOWN: [&str; 18] = [
+const KNOWN: [&str; 22] = [
     "user",
     "password",
     "dbname",
@@ -25,20 +25,15 @@ const KNOWN: [&str; 18] = [
     "service",
     "servicefile",
     "sslmode",
-    "application_name",
-];
-/// libpq's parameters that change nothing here: which server is taken and what TLS needs is decided otherwise.
-const WITHOUT_EFFECT: [&str; 9] = [
-    "target_session_attrs",
-    "load_balance_hosts",
-    "channel_binding",
-    "sslnegotiation",
     "sslrootcert",
     "sslcert",
     "sslkey",
-    "gssencmode",
-    "client_encoding",
+    "channel_binding",
+    "application_name",
 ];
+/// libpq's parameters that change nothing here: which server is taken, and how TLS begins, is decided otherwise.
+const WITHOUT_EFFECT: [&str; 5] =
+    ["target_session_attrs", "load_balance_hosts", "sslnegotiation", "gssencmode", "client_encoding"];
 
 /// Parameters by libpq's names.
 pub(super) type Parameters = BTreeMap<String, String>;
@@ -59,10 +54,8 @@ pub enum Error {
         "the database URL cannot be read: {0}; expected postgres://user@host:5432/database or `host=... dbname=...`"
     )]
     Syntax(String),
-    /// TLS is not spoken yet.
-    #[error(
-        "sslmode={0} needs TLS, which this version of waltag does not speak; use a unix socket, a local tunnel, or sslmode=prefer"
-    )]
+    /// A parameter of TLS.
+    #[error("{0}")]
     Tls(String),
     /// `PGSERVICE` names a section that no file has.
     #[error("the connection service `{0}` is in none of {1}")]
@@ -85,13 +78,9 @@ impl Dsn {
             known && !value.is_empty()
         });
         dsn_defaults::complete(&mut parameters, environment)?;
-        if let Some(mode) = parameters.get("sslmode")
-            && matches!(mode.as_str(), "require" | "verify-ca" | "verify-full")
-        {
-            return Err(Error::Tls(mode.clone()));
-        }
+        let tls = dsn_tls::mode(&parameters, environment)?;
         let endpoints =
-            Endpoint::all(&parameters, |host, port| dsn_defaults::password(&parameters, host, port, environment))?;
+            Endpoint::all(&parameters, tls, |host, port| dsn_defaults::password(&parameters, host, port, environment))?;
         Ok(Dsn { endpoints, ignored })
     }
 
@@ -260,6 +249,5 @@ mod tests {
             assert!(!error.contains("MARKER"), "{error}");
         }
         assert_eq!(password(&parse("host=h user=u password=a://b").unwrap()), Some(&b"a://b"[..]));
-        assert!(matches!(parse("postgres://a/b?sslmode=verify-full"), Err(Error::Tls(_))));
     }
 }

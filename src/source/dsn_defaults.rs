@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::dsn::{Environment, Error, Parameters};
 
 /// libpq's variables.
-const VARIABLES: [(&str, &str); 11] = [
+const VARIABLES: [(&str, &str); 15] = [
     ("host", "PGHOST"),
     ("hostaddr", "PGHOSTADDR"),
     ("port", "PGPORT"),
@@ -16,6 +16,10 @@ const VARIABLES: [(&str, &str); 11] = [
     ("options", "PGOPTIONS"),
     ("connect_timeout", "PGCONNECT_TIMEOUT"),
     ("sslmode", "PGSSLMODE"),
+    ("sslrootcert", "PGSSLROOTCERT"),
+    ("sslcert", "PGSSLCERT"),
+    ("sslkey", "PGSSLKEY"),
+    ("channel_binding", "PGCHANNELBINDING"),
     ("passfile", "PGPASSFILE"),
     ("servicefile", "PGSERVICEFILE"),
 ];
@@ -119,7 +123,7 @@ fn fields(line: &str) -> Vec<String> {
     fields
 }
 
-fn home(environment: Environment, file: &str) -> Option<PathBuf> {
+pub(super) fn home(environment: Environment, file: &str) -> Option<PathBuf> {
     environment("HOME").map(|home| Path::new(&home).join(file))
 }
 
@@ -153,7 +157,8 @@ mod tests {
         // A variable fills what the DSN leaves open, host or not.
         assert_eq!(Dsn::parse(Some("host=h"), &environment).unwrap().endpoints()[0].to_string(), "h:7000");
         // TLS that a service demands is not dropped.
-        assert!(matches!(Dsn::parse(Some("service=tls"), &environment), Err(Error::Tls(_))));
+        let demanded = Dsn::parse(Some("service=tls"), &environment).unwrap();
+        assert_eq!(demanded.endpoints()[0].tls().unwrap().verify, crate::tls::Verify::Name);
         assert!(matches!(Dsn::parse(Some("service=none"), &environment), Err(Error::Service(..))));
     }
 }

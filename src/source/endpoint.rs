@@ -4,8 +4,10 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 use tokio_postgres::Config;
+use tokio_postgres::config::{ChannelBinding, Host, SslMode};
 
 use super::dsn::{Error, Parameters};
+use crate::tls::Mode;
 
 /// A connection that is cut without a word is noticed by the kernel after this much silence ...
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
@@ -19,6 +21,7 @@ const USER_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Endpoint {
     config: Config,
     address: Address,
+    tls: Option<Mode>,
 }
 
 /// Where a server listens.
@@ -34,6 +37,7 @@ impl Endpoint {
     /// One endpoint per host of the parameters, in order; `password` finds that of one host.
     pub(super) fn all(
         parameters: &Parameters,
+        tls: Option<Mode>,
         password: impl Fn(&str, u16) -> Option<String>,
     ) -> Result<Vec<Endpoint>, Error> {
         let list =
@@ -48,7 +52,7 @@ impl Endpoint {
             let name = hosts.get(index).copied().filter(|name| !name.is_empty());
             let mut config = shared(parameters)?;
             config.port(port);
-            // `hostaddr` outranks `host`; the name then only picks the password (and, one day, the certificate).
+            // `hostaddr` outranks `host`; the name then only picks the password, and is what the certificate must be for.
             let address = match (addresses.get(index).filter(|address| !address.is_empty()), name) {
                 (Some(address), _) => {
                     let parsed = address.trim().parse();
@@ -70,7 +74,14 @@ impl Endpoint {
             if let Some(password) = password(host, port) {
                 config.password(password);
             }
-            endpoints.push(Endpoint { config, address });
+            // libpq, too, never encrypts a unix socket.
+            let tls = tls.clone().filter(|_| matches!(address, Address::Tcp(..)));
+            config.ssl_mode(match &tls {
+                None => SslMode::Disable,
+                Some(Mode { required: false, .. }) => SslMode::Prefer,
+                Some(_) => SslMode::Require,
+            });
+            endpoints.push(Endpoint { config, address, tls });
         }
         Ok(endpoints)
     }
@@ -78,6 +89,20 @@ impl Endpoint {
     /// Where it is.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// How the connection is encrypted; `None` if it is not.
+    pub fn tls(&self) -> Option<&Mode> {
+        self.tls.as_ref()
+    }
+
+    /// The name that the server's certificate should be for.
+    pub fn name(&self) -> &str {
+        match (self.config.get_hosts().first(), &self.address) {
+            (Some(Host::Tcp(name)), _) => name,
+            (_, Address::Tcp(address, _)) => address,
+            (_, Address::Unix(_)) => "localhost",
+        }
     }
 
     /// Who logs in there, and how.
@@ -105,6 +130,15 @@ fn shared(parameters: &Parameters) -> Result<Config, Error> {
     if let Some(name) = parameters.get("dbname") {
         config.dbname(name);
     }
+    config.channel_binding(match parameters.get("channel_binding").map(String::as_str) {
+        None | Some("prefer") => ChannelBinding::Prefer,
+        Some("disable") => ChannelBinding::Disable,
+        Some("require") => ChannelBinding::Require,
+        Some(other) => {
+            let sentence = format!("channel_binding={other} is not known: disable, prefer or require");
+            return Err(Error::Tls(sentence));
+        }
+    });
     if let Some(options) = parameters.get("options") {
         config.options(options);
     }

@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod dsn;
 mod dsn_defaults;
+mod dsn_tls;
 pub mod endpoint;
 pub mod lsn;
 pub mod replication;

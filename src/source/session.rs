@@ -12,6 +12,7 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use super::endpoint::Endpoint;
 use super::server_error::ServerError;
+use crate::tls::Tls;
 
 /// Settings that every session of ours pins, because role and database may set others and they change the text of
 /// values, hence the tags; `synchronous_commit` so that none of our own commits ever waits for a standby.
@@ -62,6 +63,9 @@ pub enum Error {
     /// The server asks for a password, and there is none.
     #[error("the server asks for a password and none was given")]
     NoPassword,
+    /// Not encrypted or not bound as `sslmode` and `channel_binding` demand it.
+    #[error("{0}")]
+    Refused(String),
     /// The server cannot be reached, or the connection broke.
     #[error("{0}")]
     Away(String),
@@ -73,10 +77,25 @@ impl From<tokio_postgres::Error> for Error {
             Some(server) => Error::Server(Box::new(ServerError::from_sql(server))),
             // The only word that tokio-postgres has for it.
             None if deepest(&error) == "password missing" => Error::NoPassword,
-            None => Error::Away(deepest(&error)),
+            None if deepest(&error) == "server does not support TLS" => Error::Refused(NOT_SPOKEN.into()),
+            None if error.to_string().starts_with("authentication error") => Error::Refused(deepest(&error)),
+            None => match tls_error(&error) {
+                Some(sentence) => Error::Refused(sentence),
+                None => Error::Away(deepest(&error)),
+            },
         }
     }
 }
+
+/// A handshake that failed has our own error inside.
+fn tls_error(error: &tokio_postgres::Error) -> Option<String> {
+    let ours = std::error::Error::source(error)?.downcast_ref::<crate::tls::Error>()?;
+    Some(ours.to_string())
+}
+
+/// What a server without TLS means.
+pub const NOT_SPOKEN: &str =
+    "the server does not speak TLS, which sslmode demands: set ssl = on in postgresql.conf, or use sslmode=prefer";
 
 impl Error {
     /// The server did not answer a query in time.
@@ -100,10 +119,18 @@ impl Session {
         let mut config = endpoint.config().clone();
         config.application_name(name);
         let limit = endpoint.connect_timeout();
-        let connecting = timeout(limit, config.connect(NoTls));
-        let (client, connection) =
-            connecting.await.map_err(|_| Error::Away(format!("no answer within {limit:?}")))??;
-        let session = Session { sql: Sql(Arc::new(client)), driver: tokio::spawn(connection) };
+        let connecting = async {
+            let Some(mode) = endpoint.tls() else {
+                let (client, connection) = config.connect(NoTls).await?;
+                return Ok((client, tokio::spawn(connection)));
+            };
+            let tls = Tls::new(mode).map_err(|error| Error::Refused(error.to_string()))?;
+            let (client, connection) = config.connect(tls).await?;
+            Ok::<_, Error>((client, tokio::spawn(connection)))
+        };
+        let connected = timeout(limit, connecting).await;
+        let (client, driver) = connected.map_err(|_| Error::Away(format!("no answer within {limit:?}")))??;
+        let session = Session { sql: Sql(Arc::new(client)), driver };
         // SET, not startup options: poolers pass it on.
         let pins: String = PINNED.iter().map(|(name, value)| format!("SET {name} = '{value}';")).collect();
         session.rows(&format!("{pins} {UNLIMITED}")).await?;

@@ -16,4 +16,5 @@ mod server_settings;
 mod shutdown;
 mod support;
 mod systemd;
+mod tls;
 mod visibility;

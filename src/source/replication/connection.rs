@@ -16,7 +16,9 @@ use super::super::clock::Timestamp;
 use super::super::endpoint::{Address, Endpoint};
 use super::super::lsn::Lsn;
 use super::super::server_error::ServerError;
+use super::super::session::NOT_SPOKEN;
 use super::authentication::{self, Challenge};
+use crate::tls::Tls;
 
 /// A write that the server does not take for this long means that it is gone: updates are 39 bytes a second.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
@@ -60,6 +62,9 @@ pub enum Error {
     /// The server did not say what the protocol promises.
     #[error("unexpected message {0:?} from the server")]
     Unexpected(char),
+    /// No encrypted connection as `sslmode` demands it.
+    #[error("{0}")]
+    Tls(String),
     /// We could not prove who we are.
     #[error("{0}")]
     Authentication(#[from] authentication::Error),
@@ -72,14 +77,14 @@ impl Connection {
     /// Connects and logs in with `replication=database`. `settings` pins session settings against those of role and
     /// database: a startup parameter outranks `ALTER ROLE ... SET`.
     pub async fn open(endpoint: &Endpoint, settings: &[(&str, &str)]) -> Result<Connection, Error> {
-        let socket: Box<dyn Socket> = match endpoint.address() {
+        let (socket, end_point): (Box<dyn Socket>, _) = match endpoint.address() {
             Address::Tcp(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
                 keep_alive(&stream, endpoint.config())?;
-                Box::new(stream)
+                encrypt(stream, endpoint).await?
             }
-            Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            Address::Unix(path) => (Box::new(UnixStream::connect(path).await?), None),
         };
         let mut connection = Connection { socket, read: BytesMut::with_capacity(64 << 10), write: BytesMut::new() };
         let config = endpoint.config();
@@ -92,20 +97,20 @@ impl Connection {
         parameters.extend_from_slice(settings);
         frontend::startup_message(parameters, &mut connection.write)?;
         connection.flush().await?;
-        connection.log_in(user, config.get_password()).await?;
+        let challenge = Challenge::new(user, config.get_password(), end_point, config.get_channel_binding());
+        connection.log_in(challenge).await?;
         Ok(connection)
     }
 
-    async fn log_in(&mut self, user: &str, password: Option<&[u8]>) -> Result<(), Error> {
-        let mut challenge = Challenge::new(user, password);
+    async fn log_in(&mut self, mut challenge: Challenge<'_>) -> Result<(), Error> {
         loop {
             match self.message().await? {
                 backend::Message::ReadyForQuery(_) => return Ok(()),
                 backend::Message::ErrorResponse(body) => return Err(server_error(body.fields())),
                 backend::Message::BackendKeyData(_)
                 | backend::Message::ParameterStatus(_)
-                | backend::Message::NoticeResponse(_)
-                | backend::Message::AuthenticationOk => {}
+                | backend::Message::NoticeResponse(_) => {}
+                backend::Message::AuthenticationOk => challenge.passed()?,
                 message => {
                     challenge.answer(&message, &mut self.write)?;
                     self.flush().await?;
@@ -253,6 +258,25 @@ impl Connection {
         let stalled = || std::io::Error::new(std::io::ErrorKind::TimedOut, "the server does not read what we send");
         timeout(WRITE_LIMIT, self.socket.write_all_buf(&mut self.write)).await.map_err(|_| stalled())??;
         Ok(())
+    }
+}
+
+/// SSLRequest, before anything else is said (manual: "SSL Session Encryption"). What SCRAM binds to comes along.
+async fn encrypt(mut stream: TcpStream, endpoint: &Endpoint) -> Result<(Box<dyn Socket>, Option<Vec<u8>>), Error> {
+    let Some(mode) = endpoint.tls() else { return Ok((Box::new(stream), None)) };
+    let mut request = BytesMut::new();
+    frontend::ssl_request(&mut request);
+    stream.write_all(&request).await?;
+    // One byte and no more: what a man in the middle puts behind it must not be taken for the server's encrypted words.
+    match stream.read_u8().await? {
+        b'S' => {
+            let tls = Tls::new(mode).map_err(|error| Error::Tls(error.to_string()))?;
+            let stream = tls.connect(endpoint.name(), stream).await.map_err(|error| Error::Tls(error.to_string()))?;
+            let end_point = stream.server_end_point();
+            Ok((Box::new(stream), end_point))
+        }
+        _ if mode.required => Err(Error::Tls(NOT_SPOKEN.into())),
+        _ => Ok((Box::new(stream), None)),
     }
 }
 

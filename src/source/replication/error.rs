@@ -77,6 +77,9 @@ impl Error {
                 Exit::Config,
                 format!("{doing} at {place}: {error}; put it into WALTAG_DATABASE_URL, PGPASSWORD or ~/.pgpass"),
             ),
+            session::Error::Refused(sentence) => {
+                Error::permanent(Exit::Config, format!("{doing} at {place}: {sentence}"))
+            }
             session::Error::Away(sentence) => Error::away(format!("{doing} at {place}: {sentence}")),
         }
     }
@@ -87,6 +90,9 @@ impl Error {
             connection::Error::Server(error) => Error::server(doing, place, error),
             connection::Error::Authentication(error) => {
                 Error::permanent(Exit::Config, format!("{doing} at {place}: {error}"))
+            }
+            connection::Error::Tls(sentence) => {
+                Error::permanent(Exit::Config, format!("{doing} at {place}: {sentence}"))
             }
             other => Error::away(format!("{doing} at {place}: {other}")),
         }

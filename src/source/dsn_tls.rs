@@ -1,0 +1,73 @@
+//! `sslmode` and its files, as libpq takes them (manual: "SSL Support").
+
+use std::path::{Path, PathBuf};
+
+use super::dsn::{Environment, Error, Parameters};
+use super::dsn_defaults::home;
+use crate::tls::{Files, Mode, Tls, Verify};
+
+const MODES: &str = "disable, allow, prefer, require, verify-ca or verify-full";
+
+/// How TCP connections are encrypted; `None` if they are not. Files that cannot be used are told here, not at the first
+/// connection.
+pub(super) fn mode(parameters: &Parameters, environment: Environment) -> Result<Option<Mode>, Error> {
+    let given = |name: &str| parameters.get(name).map(String::as_str);
+    // libpq's defaults, where they are there.
+    let default = |file: &str| home(environment, &format!(".postgresql/{file}")).filter(|path| path.exists());
+    let file = |name: &str, standard: &str| match given(name) {
+        Some(path) => Some(located(path, environment)),
+        None => default(standard),
+    };
+    let system = given("sslrootcert") == Some("system");
+    let root = if system { None } else { file("sslrootcert", "root.crt") };
+    let (required, verify) = match given("sslmode").unwrap_or("prefer") {
+        "disable" => return Ok(None),
+        "allow" | "prefer" => (false, Verify::Nothing),
+        "require" if root.is_some() => (true, Verify::Chain),
+        "require" => (true, Verify::Nothing),
+        "verify-ca" => (true, Verify::Chain),
+        "verify-full" => (true, Verify::Name),
+        other => return Err(Error::Tls(format!("sslmode={other} is not known: {MODES}"))),
+    };
+    // Anybody can get a certificate from a public authority, for a name of their own.
+    if system && verify != Verify::Name {
+        return Err(Error::Tls("sslrootcert=system needs sslmode=verify-full".into()));
+    }
+    let certificate = file("sslcert", "postgresql.crt");
+    let key = if certificate.is_some() { file("sslkey", "postgresql.key") } else { None };
+    let mode = Mode { required, verify, files: Files { root, certificate, key } };
+    Tls::new(&mode).map_err(|error| Error::Tls(error.to_string()))?;
+    Ok(Some(mode))
+}
+
+/// systemd puts credentials into a directory of their own.
+fn located(path: &str, environment: Environment) -> PathBuf {
+    let credential = environment("CREDENTIALS_DIRECTORY").map(|directory| Path::new(&directory).join(path));
+    credential.filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::dsn::Dsn;
+    use super::*;
+
+    fn mode_of(text: &str) -> Result<Option<Mode>, String> {
+        let dsn = Dsn::parse(Some(text), &|_| None).map_err(|error| error.to_string())?;
+        Ok(dsn.endpoints()[0].tls().cloned())
+    }
+
+    #[test]
+    fn modes() {
+        let of =
+            |mode: &str| mode_of(&format!("postgres://u@h/d?sslmode={mode}")).map(|mode| mode.map(|mode| mode.verify));
+        assert_eq!((of("disable"), of("prefer")), (Ok(None), Ok(Some(Verify::Nothing))));
+        assert!(of("verify").unwrap_err().contains("sslmode=verify is not known"));
+        assert!(!mode_of("host=h user=u").unwrap().unwrap().required, "libpq's default is prefer");
+        assert!(mode_of("host=h user=u sslmode=require").unwrap().unwrap().required);
+        assert_eq!(mode_of("host=/run/pg user=u sslmode=verify-full"), Ok(None), "a unix socket");
+        assert!(mode_of("host=h user=u sslmode=require sslrootcert=/none").unwrap_err().contains("/none"));
+        assert!(mode_of("host=h user=u sslmode=require sslrootcert=system").unwrap_err().contains("verify-full"));
+        assert!(mode_of("host=h user=u sslcert=/none sslkey=/none").unwrap_err().contains("/none"));
+        assert!(mode_of("host=h user=u channel_binding=never").unwrap_err().contains("disable, prefer or require"));
+    }
+}

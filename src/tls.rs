@@ -1,0 +1,218 @@
+//! TLS to PostgreSQL: one rustls configuration for the SQL session and the replication connection. Redis gets the same inputs
+//! ([`Files`]): redis-rs builds its own configuration from them.
+//!
+//! `sslmode` means what it means to libpq (manual: "SSL Support"): `prefer` and `require` encrypt without verifying, unless
+//! `require` has a root certificate; `verify-ca` verifies the chain, `verify-full` the name as well.
+
+mod certificate;
+mod verifier;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
+use tokio_rustls::TlsConnector;
+
+/// How a connection is encrypted and verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mode {
+    /// A server that does not speak TLS is refused.
+    pub required: bool,
+    /// What is verified.
+    pub verify: Verify,
+    /// Certificates and key.
+    pub files: Files,
+}
+
+/// What is verified of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// Nothing: who listens passively learns nothing, who stands between can read all.
+    Nothing,
+    /// That a trusted authority signed its certificate.
+    Chain,
+    /// And that the certificate is for this host.
+    Name,
+}
+
+/// PEM files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Files {
+    /// Certificates of trusted authorities; those of the system without it.
+    pub root: Option<PathBuf>,
+    /// Our certificate with its chain, ...
+    pub certificate: Option<PathBuf>,
+    /// ... and its key.
+    pub key: Option<PathBuf>,
+}
+
+/// Why there is no encrypted connection, with the remedy.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(pub String);
+
+/// A usable configuration.
+#[derive(Clone)]
+pub struct Tls(Arc<ClientConfig>);
+
+impl Tls {
+    /// Reads the files anew: certificates are renewed while the daemon runs.
+    pub fn new(mode: &Mode) -> Result<Tls, Error> {
+        let Files { root, certificate, key } = &mode.files;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+        let builder = builder.map_err(|error| Error(error.to_string()))?;
+        let roots = match mode.verify {
+            Verify::Nothing => Vec::new(),
+            Verify::Chain | Verify::Name => roots(root.as_deref())?,
+        };
+        let verifier = verifier::new(mode.verify, roots, provider).map_err(Error)?;
+        let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+        let config = match (certificate, key) {
+            (Some(certificate), Some(key)) => {
+                let chain = certificates(certificate)?;
+                let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable("private key", key, error))?;
+                let made = builder.with_client_auth_cert(chain, private);
+                made.map_err(|error| unusable("client certificate and key", certificate, error))?
+            }
+            (None, None) => builder.with_no_client_auth(),
+            _ => return Err(Error("sslcert and sslkey go together".into())),
+        };
+        Ok(Tls(Arc::new(config)))
+    }
+
+    /// Shakes hands; `host` is the name that the certificate should be for.
+    pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(&self, host: &str, socket: S) -> Result<Stream<S>, Error> {
+        let name = ServerName::try_from(host.to_owned());
+        let name = name.map_err(|_| Error(format!("`{host}` is neither a host name nor an IP address")))?;
+        let connecting = TlsConnector::from(self.0.clone()).connect(name, socket);
+        connecting.await.map(Stream).map_err(|error| Error(explain(&error, host)))
+    }
+}
+
+/// The trusted certificates: of a file, or of the system.
+fn roots(file: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, Error> {
+    if let Some(file) = file {
+        return certificates(file);
+    }
+    let found = rustls_native_certs::load_native_certs();
+    match (found.certs.is_empty(), found.errors.first()) {
+        (false, _) => Ok(found.certs),
+        (true, Some(error)) => {
+            Err(Error(format!("the system's certificates cannot be read: {error}; give sslrootcert")))
+        }
+        (true, None) => {
+            Err(Error("the system has no certificates: install ca-certificates, or give sslrootcert".into()))
+        }
+    }
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match read {
+        Ok(list) if list.is_empty() => Err(Error(format!("{} holds no certificate", file.display()))),
+        read => read.map_err(|error| unusable("certificate", file, error)),
+    }
+}
+
+fn unusable(what: &str, file: &Path, error: impl std::fmt::Display) -> Error {
+    Error(format!("the {what} in {} cannot be used: {error}", file.display()))
+}
+
+/// A store of these certificates; those that rustls cannot read are left out.
+fn store(certificates: &[CertificateDer<'static>]) -> RootCertStore {
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(certificates.iter().cloned());
+    store
+}
+
+/// What a failed handshake means.
+pub fn explain(error: &io::Error, host: &str) -> String {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::InvalidCertificate(reason)) = inner else {
+        return format!("the TLS handshake failed: {error}");
+    };
+    use rustls::CertificateError as Reason;
+    match reason {
+        // The second: an authority of the same name has another key.
+        Reason::UnknownIssuer | Reason::BadSignature => format!(
+            "the certificate of {host} is signed by no authority that waltag trusts: give the authority's certificate as sslrootcert"
+        ),
+        Reason::NotValidForName | Reason::NotValidForNameContext { .. } => format!(
+            "the certificate is not for {host} ({reason}): connect by the name that it is for, or use sslmode=verify-ca"
+        ),
+        Reason::Expired | Reason::ExpiredContext { .. } => format!("the certificate of {host} has expired ({reason})"),
+        _ => format!("the certificate of {host} is refused: {reason}"),
+    }
+}
+
+/// An encrypted connection.
+pub struct Stream<S>(tokio_rustls::client::TlsStream<S>);
+
+impl<S> Stream<S> {
+    /// `tls-server-end-point` of RFC 5929 for SCRAM-SHA-256-PLUS; none where the certificate's signature names no hash.
+    pub fn server_end_point(&self) -> Option<Vec<u8>> {
+        let (_, session) = self.0.get_ref();
+        certificate::end_point(session.peer_certificates()?.first()?)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Stream<S> {
+    fn channel_binding(&self) -> ChannelBinding {
+        self.server_end_point().map_or_else(ChannelBinding::none, ChannelBinding::tls_server_end_point)
+    }
+}
+
+/// For tokio-postgres: a configuration and the host.
+pub struct Handshake(Tls, String);
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for Tls {
+    type Stream = Stream<S>;
+    type TlsConnect = Handshake;
+    type Error = Error;
+
+    fn make_tls_connect(&mut self, host: &str) -> Result<Handshake, Error> {
+        Ok(Handshake(self.clone(), host.to_owned()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for Handshake {
+    type Stream = Stream<S>;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Stream<S>, Error>> + Send>>;
+
+    fn connect(self, socket: S) -> Self::Future {
+        Box::pin(async move { self.0.connect(&self.1, socket).await })
+    }
+}
