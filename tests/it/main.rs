@@ -11,6 +11,7 @@ mod crash;
 mod demo;
 mod gaps;
 mod operators;
+mod outages;
 mod reload;
 mod server_settings;
 mod shutdown;

@@ -81,6 +81,33 @@ async fn fast_stop_while_redis_is_stopped() {
     assert_eq!(monitor.unlinked().len(), 100);
 }
 
+/// Nothing is read any more, because the budget is full; and a repeat is owed. Neither holds up the server.
+#[tokio::test]
+async fn fast_stop_with_a_full_budget_and_within_a_repeat() {
+    let mut world = shop().await;
+    world.rules(&RULES.replace("dialect:", "repeat: [60s], dialect:"));
+    let daemon = world.start(&mut world.waltag("waltag", &["run", "--tag-memory", "1MiB"]));
+    daemon.wait_for("ready");
+    let sql = world.sql().await;
+    sql.batch_execute("UPDATE first_model SET name = 'x'").await.unwrap();
+    daemon.wait_for("made stale");
+    drop(sql);
+    restart(&mut world);
+    daemon.wait_for_count("streaming server", 2);
+    signal(world.redis.pid().unwrap(), "STOP");
+    let sql = world.sql().await;
+    sql.batch_execute("INSERT INTO first_model SELECT generate_series(1000, 200000)").await.unwrap();
+    let sent = "SELECT sent_lsn < pg_current_wal_lsn() FROM pg_stat_replication";
+    until("the reader has stopped", || async {
+        let before = sql.query_opt(sent, &[]).await.unwrap().is_some_and(|row| row.get(0));
+        before && daemon.log().contains("visible")
+    })
+    .await;
+    drop(sql);
+    restart(&mut world);
+    signal(world.redis.pid().unwrap(), "CONT");
+}
+
 #[tokio::test]
 async fn fast_stop_while_a_commit_waits_for_the_fence() {
     let mut world = shop().await;
