@@ -9,6 +9,7 @@ mod clients;
 mod commands;
 mod crash;
 mod demo;
+mod endurance;
 mod gaps;
 mod operators;
 mod outages;

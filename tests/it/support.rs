@@ -142,9 +142,14 @@ impl World {
 
     /// The daemon, without waiting.
     pub fn start(&self, command: &mut Command) -> Daemon {
+        self.start_at(&std::env::var("TEST_DAEMON_LOG").unwrap_or("waltag=debug".into()), command)
+    }
+
+    /// The same at a level of the log.
+    pub fn start_at(&self, level: &str, command: &mut Command) -> Daemon {
         let log = tempfile::Builder::new().tempfile_in(self.directory.path()).unwrap().into_temp_path();
         let file = fs::OpenOptions::new().append(true).open(&log).unwrap();
-        command.env("RUST_LOG", std::env::var("TEST_DAEMON_LOG").unwrap_or("waltag=debug".into()));
+        command.env("RUST_LOG", level);
         let child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
         Daemon { child, log: log.keep().unwrap() }
     }
@@ -165,8 +170,13 @@ impl World {
 
     /// Waits until the daemon has confirmed everything up to now.
     pub async fn settled(&self, sql: &Client) {
+        self.settled_within(sql, LIMIT).await;
+    }
+
+    /// The same with a limit of its own.
+    pub async fn settled_within(&self, sql: &Client, limit: Duration) {
         let now: String = sql.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
-        until(&format!("the slot confirms {now}"), || async {
+        until_within(limit, &format!("the slot confirms {now}"), || async {
             let query =
                 format!("SELECT confirmed_flush_lsn >= '{now}' FROM pg_replication_slots WHERE slot_name = 'waltag'");
             sql.query_one(&query, &[]).await.unwrap().get(0)
@@ -182,8 +192,12 @@ pub async fn connect(url: &str) -> Client {
 }
 
 /// Polls a fact until it holds.
-pub async fn until<F: Future<Output = bool>>(fact: &str, mut holds: impl FnMut() -> F) {
-    let deadline = Instant::now() + LIMIT;
+pub async fn until<F: Future<Output = bool>>(fact: &str, holds: impl FnMut() -> F) {
+    until_within(LIMIT, fact, holds).await;
+}
+
+pub async fn until_within<F: Future<Output = bool>>(limit: Duration, fact: &str, mut holds: impl FnMut() -> F) {
+    let deadline = Instant::now() + limit;
     while !holds().await {
         assert!(Instant::now() < deadline, "never: {fact}");
         tokio::time::sleep(Duration::from_millis(5)).await;
