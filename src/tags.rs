@@ -63,9 +63,9 @@ impl Tags {
         self.ends.is_empty()
     }
 
-    /// Memory in use, in bytes: text, ends and index.
+    /// Memory that it holds, in bytes: what was allocated, which may be twice what is in use.
     pub fn size(&self) -> usize {
-        self.bytes.len() + self.ends.len() * (4 + 8)
+        self.bytes.capacity() + self.ends.capacity() * size_of::<u32>() + self.index.allocation_size()
     }
 
     /// Forgets the tags and keeps the memory.

@@ -4,6 +4,9 @@ use crate::source::clock::Timestamp;
 use crate::source::lsn::Lsn;
 use crate::tags::Tags;
 
+/// Memory that an empty batch may keep.
+const KEPT: usize = 64 << 10;
+
 /// Tags that wait, and the position before the oldest transaction among them.
 #[derive(Default)]
 pub struct Batch {
@@ -23,9 +26,14 @@ impl Batch {
         self.floor = Some(self.floor.map_or(floor, |own| own.min(floor)));
     }
 
-    /// Forgets the tags and keeps the memory.
-    pub fn clear(&mut self) {
-        self.tags.clear();
-        (self.floor, self.committed) = (None, None);
+    /// Without its tags, and with its memory if that is little: what a busy moment took must not be kept for ever.
+    #[must_use]
+    pub fn emptied(self) -> Batch {
+        let mut tags = self.tags;
+        tags.clear();
+        match tags.size() <= KEPT {
+            true => Batch { tags, ..Batch::default() },
+            false => Batch::default(),
+        }
     }
 }

@@ -14,6 +14,10 @@ use super::super::marker::{Answer, Found};
 use super::super::repeats::Repeats;
 use super::{Attachment, Event, Flight, Lane, MARKER_INTERVAL, MARKER_PAUSE};
 
+/// Tags without a marker behind them: in a large transaction the position stands still for long, and its marker would come
+/// once a second only.
+const UNPROVEN: usize = 1 << 20;
+
 type Work = Pin<Box<dyn Future<Output = Outcome>>>;
 
 impl Lane {
@@ -31,10 +35,11 @@ impl Lane {
         }
     }
 
-    /// Is there progress that the marker may tell of?
+    /// Is there something that the marker should tell or prove?
     fn has_moved(&self) -> bool {
         let told = self.told_edition == Some(self.edition);
-        (self.progress > self.written || self.forgotten || !told) && self.sweeps.resyncing().is_none()
+        let unproven = self.unproven.as_ref().is_some_and(|batch| batch.tags.size() > UNPROVEN);
+        unproven || ((self.progress > self.written || self.forgotten || !told) && self.sweeps.resyncing().is_none())
     }
 
     /// A write of the marker. During a resync it tells of nothing, so that a crash starts the resync again.
@@ -163,9 +168,8 @@ impl Lane {
             None if self.cache.repeat.is_empty() => self.keep_unproven(batch),
             None => self.repeats.owe(batch),
         };
-        if let Some(mut spare) = spare {
-            spare.clear();
-            self.spare = spare;
+        if let Some(spare) = spare {
+            self.spare = spare.emptied();
         }
         if sent == 0 { Event::Marked } else { Event::Sent(sent, committed) }
     }
@@ -196,9 +200,10 @@ impl Lane {
                 self.written = self.written.max(wanted);
                 self.full = false;
                 self.told_edition = edition.or(self.told_edition);
+                // Whoever loses what came before loses this as well, and the next marker finds out.
+                self.unproven = None;
                 if wanted.is_some() {
                     self.forgotten = false;
-                    self.unproven = None;
                 }
                 None
             }
