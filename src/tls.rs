@@ -55,12 +55,29 @@ pub struct Files {
 
 /// Why there is no encrypted connection, with the remedy.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Error(pub String);
+#[error("{sentence}")]
+pub struct Error {
+    /// What happened, and what to do.
+    pub sentence: String,
+    /// The connection broke: trying again helps.
+    pub transient: bool,
+}
+
+impl Error {
+    fn new(sentence: impl Into<String>) -> Error {
+        Error { sentence: sentence.into(), transient: false }
+    }
+}
+
+/// The remedy when the server refuses us.
+pub const ALERT: &str = "does it demand a client certificate (sslcert and sslkey) of an authority that it trusts?";
 
 /// A usable configuration.
 #[derive(Clone)]
-pub struct Tls(Arc<ClientConfig>);
+pub struct Tls {
+    config: Arc<ClientConfig>,
+    verify: Verify,
+}
 
 impl Tls {
     /// Reads the files anew: certificates are renewed while the daemon runs.
@@ -68,12 +85,12 @@ impl Tls {
         let Files { root, certificate, key } = &mode.files;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-        let builder = builder.map_err(|error| Error(error.to_string()))?;
+        let builder = builder.map_err(|error| Error::new(error.to_string()))?;
         let roots = match mode.verify {
             Verify::Nothing => Vec::new(),
             Verify::Chain | Verify::Name => roots(root.as_deref())?,
         };
-        let verifier = verifier::new(mode.verify, roots, provider).map_err(Error)?;
+        let verifier = verifier::new(mode.verify, roots, provider).map_err(Error::new)?;
         let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
         let config = match (certificate, key) {
             (Some(certificate), Some(key)) => {
@@ -83,17 +100,24 @@ impl Tls {
                 made.map_err(|error| unusable("client certificate and key", certificate, error))?
             }
             (None, None) => builder.with_no_client_auth(),
-            _ => return Err(Error("sslcert and sslkey go together".into())),
+            _ => return Err(Error::new("sslcert and sslkey go together")),
         };
-        Ok(Tls(Arc::new(config)))
+        Ok(Tls { config: Arc::new(config), verify: mode.verify })
     }
 
     /// Shakes hands; `host` is the name that the certificate should be for.
     pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(&self, host: &str, socket: S) -> Result<Stream<S>, Error> {
-        let name = ServerName::try_from(host.to_owned());
-        let name = name.map_err(|_| Error(format!("`{host}` is neither a host name nor an IP address")))?;
-        let connecting = TlsConnector::from(self.0.clone()).connect(name, socket);
-        connecting.await.map(Stream).map_err(|error| Error(explain(&error, host)))
+        let name = match ServerName::try_from(host.to_owned()) {
+            Ok(name) => name,
+            // A name that no certificate can be for does not matter where none is looked at.
+            Err(_) if self.verify == Verify::Nothing => ServerName::from(std::net::Ipv4Addr::UNSPECIFIED),
+            Err(_) => return Err(Error::new(format!("`{host}` is neither a host name nor an IP address"))),
+        };
+        let connecting = TlsConnector::from(self.config.clone()).connect(name, socket);
+        connecting
+            .await
+            .map(Stream)
+            .map_err(|error| Error { sentence: explain(&error, host), transient: reason(&error).is_none() })
     }
 }
 
@@ -106,24 +130,22 @@ fn roots(file: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, Error> {
     match (found.certs.is_empty(), found.errors.first()) {
         (false, _) => Ok(found.certs),
         (true, Some(error)) => {
-            Err(Error(format!("the system's certificates cannot be read: {error}; give sslrootcert")))
+            Err(Error::new(format!("the system's certificates cannot be read: {error}; give sslrootcert")))
         }
-        (true, None) => {
-            Err(Error("the system has no certificates: install ca-certificates, or give sslrootcert".into()))
-        }
+        (true, None) => Err(Error::new("the system has no certificates: install ca-certificates, or give sslrootcert")),
     }
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match read {
-        Ok(list) if list.is_empty() => Err(Error(format!("{} holds no certificate", file.display()))),
+        Ok(list) if list.is_empty() => Err(Error::new(format!("{} holds no certificate", file.display()))),
         read => read.map_err(|error| unusable("certificate", file, error)),
     }
 }
 
 fn unusable(what: &str, file: &Path, error: impl std::fmt::Display) -> Error {
-    Error(format!("the {what} in {} cannot be used: {error}", file.display()))
+    Error::new(format!("the {what} in {} cannot be used: {error}", file.display()))
 }
 
 /// A store of these certificates; those that rustls cannot read are left out.
@@ -133,10 +155,21 @@ fn store(certificates: &[CertificateDer<'static>]) -> RootCertStore {
     store
 }
 
+fn reason(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|inner| inner.downcast_ref())
+}
+
+/// Has the server refused us?
+pub fn is_alert(error: &io::Error) -> bool {
+    matches!(reason(error), Some(rustls::Error::AlertReceived(_)))
+}
+
 /// What a failed handshake means.
 pub fn explain(error: &io::Error, host: &str) -> String {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    let Some(rustls::Error::InvalidCertificate(reason)) = inner else {
+    if is_alert(error) {
+        return format!("the server refuses our side of TLS ({error}): {ALERT}");
+    }
+    let Some(rustls::Error::InvalidCertificate(reason)) = reason(error) else {
         return format!("the TLS handshake failed: {error}");
     };
     use rustls::CertificateError as Reason;
@@ -149,6 +182,9 @@ pub fn explain(error: &io::Error, host: &str) -> String {
             "the certificate is not for {host} ({reason}): connect by the name that it is for, or use sslmode=verify-ca"
         ),
         Reason::Expired | Reason::ExpiredContext { .. } => format!("the certificate of {host} has expired ({reason})"),
+        _ if format!("{reason:?}").contains("UnsupportedCertVersion") => format!(
+            "the certificate of {host} is of version 1, which is not verified safely: make one of version 3, with a subjectAltName"
+        ),
         _ => format!("the certificate of {host} is refused: {reason}"),
     }
 }

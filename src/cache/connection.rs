@@ -60,6 +60,11 @@ impl Error {
             (ErrorKind::Server(ServerErrorKind::BusyLoading), _) => {
                 (Kind::Away, "Redis is still loading its data".into())
             }
+            (ErrorKind::InvalidClientConfig, _) => (Kind::Refused, said),
+            _ if said.contains("received fatal alert") => (
+                Kind::Refused,
+                format!("the server refuses our side of TLS ({said}); give a client certificate as `cert` and `key`"),
+            ),
             _ if said.contains("invalid peer certificate") => (Kind::Refused, certificate(&said)),
             _ if error.is_timeout() => (Kind::Away, "Redis does not answer in time".into()),
             _ => (Kind::Away, said),

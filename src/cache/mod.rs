@@ -58,7 +58,9 @@ impl Cache {
 
     /// Is it the same Redis, under the same options? Credentials, `repeat` and `detach_after` may differ.
     pub fn is_same(&self, other: &Cache) -> bool {
-        self.name == other.name && self.address() == other.address() && self.options_id() == other.options_id()
+        let encrypted = |cache: &Cache| matches!(cache.url.addr(), redis::ConnectionAddr::TcpTls { .. });
+        let place = self.address() == other.address() && encrypted(self) == encrypted(other);
+        place && self.name == other.name && self.options_id() == other.options_id()
     }
 
     /// Host and database without credentials.

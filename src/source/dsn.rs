@@ -32,8 +32,17 @@ const KNOWN: [&str; 22] = [
     "application_name",
 ];
 /// libpq's parameters that change nothing here: which server is taken, and how TLS begins, is decided otherwise.
-const WITHOUT_EFFECT: [&str; 5] =
-    ["target_session_attrs", "load_balance_hosts", "sslnegotiation", "gssencmode", "client_encoding"];
+const WITHOUT_EFFECT: [&str; 9] = [
+    "target_session_attrs",
+    "load_balance_hosts",
+    "ssl",
+    "sslnegotiation",
+    "sslcompression",
+    "sslsni",
+    "ssl_min_protocol_version",
+    "gssencmode",
+    "client_encoding",
+];
 
 /// Parameters by libpq's names.
 pub(super) type Parameters = BTreeMap<String, String>;
@@ -69,6 +78,11 @@ impl Dsn {
     /// Parses `text` (none: only libpq's variables and defaults) and fills what it leaves open.
     pub fn parse(text: Option<&str>, environment: Environment) -> Result<Dsn, Error> {
         let mut parameters = text.map_or(Ok(Parameters::new()), parameters)?;
+        dsn_tls::refuse_unenforced(&parameters, environment)?;
+        // As JDBC writes it, and libpq takes it.
+        if parameters.get("ssl").is_some_and(|value| value == "true") {
+            parameters.entry("sslmode".into()).or_insert("require".into());
+        }
         let mut ignored = Vec::new();
         parameters.retain(|name, value| {
             let known = KNOWN.contains(&name.as_str());
@@ -78,6 +92,8 @@ impl Dsn {
             known && !value.is_empty()
         });
         dsn_defaults::complete(&mut parameters, environment)?;
+        // A service may have brought more.
+        dsn_tls::refuse_unenforced(&parameters, environment)?;
         let tls = dsn_tls::mode(&parameters, environment)?;
         let endpoints =
             Endpoint::all(&parameters, tls, |host, port| dsn_defaults::password(&parameters, host, port, environment))?;
@@ -173,7 +189,12 @@ fn keywords(text: &str) -> Result<Parameters, Error> {
         if quoted && end.is_none() {
             return Err(Error::Syntax("a quote is not closed".into()));
         }
-        parameters.insert(key.trim().to_owned(), value);
+        let key = key.trim();
+        // Most likely a value with a space and no quotes, and the rest of a password must not be shown as a name.
+        if key.is_empty() || !key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) {
+            return Err(Error::Syntax("a keyword is not a name; values with spaces want single quotes".into()));
+        }
+        parameters.insert(key.to_owned(), value);
         rest = body.get(end.unwrap_or(body.len())..).unwrap_or_default().trim_start();
     }
     Ok(parameters)
@@ -244,6 +265,7 @@ mod tests {
             "host=a password='MARKER",
             "host=a password=MARKER:// x",
             "host=a port=MARKER",
+            "host=a password=my MARKER dbname=x",
         ] {
             let error = parse(bad).err().unwrap_or_else(|| panic!("{bad}")).to_string();
             assert!(!error.contains("MARKER"), "{error}");

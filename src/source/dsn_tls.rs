@@ -29,6 +29,10 @@ pub(super) fn mode(parameters: &Parameters, environment: Environment) -> Result<
         "verify-full" => (true, Verify::Name),
         other => return Err(Error::Tls(format!("sslmode={other} is not known: {MODES}"))),
     };
+    // Any authority of the system would do, for any name.
+    if verify == Verify::Chain && root.is_none() && !system {
+        return Err(Error::Tls("sslmode=verify-ca needs sslrootcert=FILE: the authority that must have signed".into()));
+    }
     // Anybody can get a certificate from a public authority, for a name of their own.
     if system && verify != Verify::Name {
         return Err(Error::Tls("sslrootcert=system needs sslmode=verify-full".into()));
@@ -36,9 +40,53 @@ pub(super) fn mode(parameters: &Parameters, environment: Environment) -> Result<
     let certificate = file("sslcert", "postgresql.crt");
     let key = if certificate.is_some() { file("sslkey", "postgresql.key") } else { None };
     let mode = Mode { required, verify, files: Files { root, certificate, key } };
-    Tls::new(&mode).map_err(|error| Error::Tls(error.to_string()))?;
+    Tls::new(&mode).map_err(|error| Error::Tls(error.sentence))?;
     Ok(Some(mode))
 }
+
+/// What libpq would enforce and waltag does not must not be dropped in silence: parameters by their names, and those of
+/// libpq's variables.
+pub(super) fn refuse_unenforced(parameters: &Parameters, environment: Environment) -> Result<(), Error> {
+    let set = |(_, variable): &&(&str, &str)| environment(variable).is_some_and(|value| !value.is_empty());
+    let of_environment = UNENFORCED.iter().filter(set).map(|(name, _)| *name);
+    for name in parameters.keys().map(String::as_str).chain(of_environment) {
+        let lower = name.to_ascii_lowercase();
+        let weaker = lower.starts_with("ssl") || lower.starts_with("require");
+        if weaker && !TAKEN.contains(&name) {
+            return Err(Error::Tls(format!(
+                "`{name}` is not enforced by waltag, so it is not ignored either: leave it out"
+            )));
+        }
+    }
+    match parameters.get("ssl_min_protocol_version").map(String::as_str) {
+        // rustls speaks nothing older than 1.2.
+        None | Some("" | "TLSv1" | "TLSv1.1" | "TLSv1.2") => Ok(()),
+        Some(other) => Err(Error::Tls(format!("ssl_min_protocol_version={other} is not enforced by waltag"))),
+    }
+}
+
+/// Names that begin like a demand and are taken, or change nothing.
+const TAKEN: [&str; 9] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "sslnegotiation",
+    "ssl_min_protocol_version",
+    "sslcompression",
+    "sslsni",
+    "ssl",
+];
+/// libpq's parameters that waltag does not enforce, with their variables.
+const UNENFORCED: [(&str, &str); 7] = [
+    ("sslcrl", "PGSSLCRL"),
+    ("sslcrldir", "PGSSLCRLDIR"),
+    ("sslcertmode", "PGSSLCERTMODE"),
+    ("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION"),
+    ("require_auth", "PGREQUIREAUTH"),
+    ("requirepeer", "PGREQUIREPEER"),
+    ("requiressl", "PGREQUIRESSL"),
+];
 
 /// systemd puts credentials into a directory of their own.
 fn located(path: &str, environment: Environment) -> PathBuf {
@@ -67,6 +115,16 @@ mod tests {
         assert_eq!(mode_of("host=/run/pg user=u sslmode=verify-full"), Ok(None), "a unix socket");
         assert!(mode_of("host=h user=u sslmode=require sslrootcert=/none").unwrap_err().contains("/none"));
         assert!(mode_of("host=h user=u sslmode=require sslrootcert=system").unwrap_err().contains("verify-full"));
+        assert!(mode_of("host=h user=u sslmode=verify-ca").unwrap_err().contains("sslrootcert"));
+        assert!(mode_of("postgres://u@h/d?ssl=true").unwrap().unwrap().required);
+        for unenforced in
+            ["sslcrl=/x", "require_auth=scram-sha-256", "sslMode=verify-full", "ssl_min_protocol_version=TLSv1.3"]
+        {
+            let said = mode_of(&format!("host=h user=u {unenforced}")).unwrap_err();
+            assert!(said.contains("not enforced"), "{said}");
+        }
+        let variable = |name: &str| (name == "PGSSLCRL").then(|| "/x".to_owned());
+        assert!(Dsn::parse(Some("host=h user=u"), &variable).is_err());
         assert!(mode_of("host=h user=u sslcert=/none sslkey=/none").unwrap_err().contains("/none"));
         assert!(mode_of("host=h user=u channel_binding=never").unwrap_err().contains("disable, prefer or require"));
     }

@@ -12,7 +12,7 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use super::endpoint::Endpoint;
 use super::server_error::ServerError;
-use crate::tls::Tls;
+use crate::tls::{self, Tls};
 
 /// Settings that every session of ours pins, because role and database may set others and they change the text of
 /// values, hence the tags; `synchronous_commit` so that none of our own commits ever waits for a standby.
@@ -79,8 +79,12 @@ impl From<tokio_postgres::Error> for Error {
             None if deepest(&error) == "password missing" => Error::NoPassword,
             None if deepest(&error) == "server does not support TLS" => Error::Refused(NOT_SPOKEN.into()),
             None if error.to_string().starts_with("authentication error") => Error::Refused(deepest(&error)),
+            None if deepest(&error).contains("received fatal alert") => {
+                Error::Refused(format!("the server refuses our side of TLS ({}): {}", deepest(&error), tls::ALERT))
+            }
             None => match tls_error(&error) {
-                Some(sentence) => Error::Refused(sentence),
+                Some(tls::Error { sentence, transient: false }) => Error::Refused(sentence),
+                Some(tls::Error { sentence, .. }) => Error::Away(sentence),
                 None => Error::Away(deepest(&error)),
             },
         }
@@ -88,9 +92,8 @@ impl From<tokio_postgres::Error> for Error {
 }
 
 /// A handshake that failed has our own error inside.
-fn tls_error(error: &tokio_postgres::Error) -> Option<String> {
-    let ours = std::error::Error::source(error)?.downcast_ref::<crate::tls::Error>()?;
-    Some(ours.to_string())
+fn tls_error(error: &tokio_postgres::Error) -> Option<tls::Error> {
+    std::error::Error::source(error)?.downcast_ref().cloned()
 }
 
 /// What a server without TLS means.
@@ -124,7 +127,7 @@ impl Session {
                 let (client, connection) = config.connect(NoTls).await?;
                 return Ok((client, tokio::spawn(connection)));
             };
-            let tls = Tls::new(mode).map_err(|error| Error::Refused(error.to_string()))?;
+            let tls = Tls::new(mode).map_err(|error| Error::Refused(error.sentence))?;
             let (client, connection) = config.connect(tls).await?;
             Ok::<_, Error>((client, tokio::spawn(connection)))
         };

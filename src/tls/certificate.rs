@@ -13,8 +13,8 @@ const SHA_256: [&[u8]; 5] = [
 const SHA_384: [&[u8]; 2] = [b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0c", b"\x2a\x86\x48\xce\x3d\x04\x03\x03"];
 const SHA_512: [&[u8]; 2] = [b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0d", b"\x2a\x86\x48\xce\x3d\x04\x03\x04"];
 
-/// The hash of a certificate in DER; none if its signature names no single hash (Ed25519, RSA-PSS): then PostgreSQL offers no
-/// channel binding either.
+/// The hash of a certificate in DER; none if its signature names no single hash (Ed25519, RSA-PSS): such a connection is not
+/// bound.
 pub(super) fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     let signature = signature_algorithm(certificate)?;
     match signature {

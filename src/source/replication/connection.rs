@@ -18,7 +18,7 @@ use super::super::lsn::Lsn;
 use super::super::server_error::ServerError;
 use super::super::session::NOT_SPOKEN;
 use super::authentication::{self, Challenge};
-use crate::tls::Tls;
+use crate::tls::{self, Tls};
 
 /// A write that the server does not take for this long means that it is gone: updates are 39 bytes a second.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
@@ -98,19 +98,23 @@ impl Connection {
         frontend::startup_message(parameters, &mut connection.write)?;
         connection.flush().await?;
         let challenge = Challenge::new(user, config.get_password(), end_point, config.get_channel_binding());
-        connection.log_in(challenge).await?;
-        Ok(connection)
+        match connection.log_in(challenge).await {
+            // With TLS 1.3 the server judges our certificate only after the handshake.
+            Err(Error::Io(error)) if tls::is_alert(&error) => Err(Error::Tls(tls::explain(&error, endpoint.name()))),
+            logged_in => logged_in.map(|()| connection),
+        }
     }
 
     async fn log_in(&mut self, mut challenge: Challenge<'_>) -> Result<(), Error> {
         loop {
             match self.message().await? {
-                backend::Message::ReadyForQuery(_) => return Ok(()),
+                backend::Message::ReadyForQuery(_) if challenge.is_let_in() => return Ok(()),
+                backend::Message::ReadyForQuery(_) => return Err(Error::Unexpected('Z')),
                 backend::Message::ErrorResponse(body) => return Err(server_error(body.fields())),
                 backend::Message::BackendKeyData(_)
                 | backend::Message::ParameterStatus(_)
                 | backend::Message::NoticeResponse(_) => {}
-                backend::Message::AuthenticationOk => challenge.passed()?,
+                backend::Message::AuthenticationOk => challenge.let_in()?,
                 message => {
                     challenge.answer(&message, &mut self.write)?;
                     self.flush().await?;
@@ -256,7 +260,12 @@ impl Connection {
 
     async fn flush(&mut self) -> Result<(), Error> {
         let stalled = || std::io::Error::new(std::io::ErrorKind::TimedOut, "the server does not read what we send");
-        timeout(WRITE_LIMIT, self.socket.write_all_buf(&mut self.write)).await.map_err(|_| stalled())??;
+        let written = async {
+            self.socket.write_all_buf(&mut self.write).await?;
+            // TLS keeps what the socket does not take at once.
+            self.socket.flush().await
+        };
+        timeout(WRITE_LIMIT, written).await.map_err(|_| stalled())??;
         Ok(())
     }
 }
@@ -271,12 +280,17 @@ async fn encrypt(mut stream: TcpStream, endpoint: &Endpoint) -> Result<(Box<dyn 
     match stream.read_u8().await? {
         b'S' => {
             let tls = Tls::new(mode).map_err(|error| Error::Tls(error.to_string()))?;
-            let stream = tls.connect(endpoint.name(), stream).await.map_err(|error| Error::Tls(error.to_string()))?;
+            let stream = tls.connect(endpoint.name(), stream).await.map_err(|error| match error.transient {
+                true => Error::Io(std::io::Error::other(error.sentence)),
+                false => Error::Tls(error.sentence),
+            })?;
             let end_point = stream.server_end_point();
             Ok((Box::new(stream), end_point))
         }
-        _ if mode.required => Err(Error::Tls(NOT_SPOKEN.into())),
-        _ => Ok((Box::new(stream), None)),
+        b'N' if mode.required => Err(Error::Tls(NOT_SPOKEN.into())),
+        b'N' => Ok((Box::new(stream), None)),
+        // An error, for example a server without a process to spare.
+        other => Err(Error::Unexpected(char::from(other))),
     }
 }
 
