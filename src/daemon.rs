@@ -120,7 +120,9 @@ pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
         };
         let wait = match error.kind {
             Kind::Permanent(Exit::Rules) if !daemon.ready && daemon.fall_back(&error.sentence) => continue,
-            Kind::Permanent(exit) if !daemon.ready => return Err(Failure::new(exit, error.sentence)),
+            Kind::Permanent(exit) if !daemon.ready && !daemon.manager.is_ready() => {
+                return Err(Failure::new(exit, error.sentence));
+            }
             Kind::Standby => STANDBY_WAIT,
             Kind::Away | Kind::Permanent(_) => daemon.backoff.next(),
         };
@@ -136,6 +138,9 @@ pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
 impl Daemon {
     /// One life of a stream: opens it, and moves rows until it breaks. `Ok` when asked to stop.
     async fn stream(&mut self, shutdown: &mut Shutdown) -> Result<(), Error> {
+        if self.flow.is_none() {
+            self.take_offer();
+        }
         let (mut turn, mut opening) = (tokio::time::interval(IDLE_LOOK), Box::pin(self.open()));
         let (mut source, catalog, confirmed) = loop {
             tokio::select! {
@@ -150,8 +155,9 @@ impl Daemon {
         self.board.metrics.connected("postgresql");
         self.view.streaming(&source.place);
         self.begin(&mut flow, &source.server, confirmed);
-        if let Some(catalog) = catalog {
-            self.judge(catalog, &mut flow);
+        match catalog {
+            Some(catalog) => self.judge(catalog, &mut flow),
+            None => self.reload.look_again(),
         }
         let (server, slot) = (source.server.clone(), &self.settings.names.slot);
         tracing::info!(server = source.place, slot, timeline = server.timeline, %confirmed, "streaming");
@@ -201,6 +207,10 @@ impl Daemon {
                 check = Some(self.check(&source.session));
             }
             let room = flow.size() < self.settings.tag_memory;
+            if !room && self.reload.is_accepted() && flow.is_within_transaction() {
+                // The transaction would never end: the rules that are to replace these may name the Redis that is there.
+                return Err(Error::away("new rules, and no room to receive the rest of a transaction by the old ones"));
+            }
             if !room {
                 feedback.heard();
             } else if feedback.silence() > self.patience {
@@ -227,8 +237,10 @@ impl Daemon {
                 }
                 checked = wait_for(&mut check) => {
                     (check, check_due) = (None, Instant::now() + CHECK);
-                    let checked = checked.map_err(|error| Error::session("reading the catalog", &source.place, &error))?;
-                    self.checked(checked, flow);
+                    match checked {
+                        Ok(checked) => self.checked(checked, flow),
+                        Err(error) => tracing::warn!("the catalog cannot be read: {error}; trying again"),
+                    }
                     show_due = Instant::now();
                 }
                 answer = wait_for(&mut snapshot) => {
@@ -277,7 +289,7 @@ impl Daemon {
         let text = row.and_then(|row| row.get(0)).unwrap_or_default();
         let unreadable = || Error::away(format!("pg_current_snapshot() at {place} gave `{text}`"));
         let snapshot = Snapshot::parse(text).ok_or_else(unreadable)?;
-        self.reload.newest.set(snapshot.xmax);
+        self.reload.seen(text);
         flow.release(&snapshot);
         Ok(())
     }

@@ -28,6 +28,11 @@ impl Manager {
         }
     }
 
+    /// Was it told that the service is up?
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.get()
+    }
+
     /// One line for `systemctl status`; told when it changes.
     pub(crate) fn status(&self, status: &str) {
         if *self.status.borrow() != status {

@@ -49,6 +49,10 @@ impl Error {
             (_, "NOPERM") if said.contains("one of the keys") => (Kind::Futile, said),
             (_, "NOPERM") => (Kind::Refused, format!("{said}; the ACL user needs {PERMISSIONS}")),
             (_, "WRONGTYPE" | "CROSSSLOT") => (Kind::Futile, said),
+            // A command within a script: 7.0 wraps it.
+            (_, "ERR") if said.contains("ACL failure in script") => {
+                (Kind::Refused, format!("{said}; the ACL user needs {PERMISSIONS}"))
+            }
             (_, "ERR") if said.contains("unknown command") => {
                 (Kind::Refused, format!("{said}; Redis 6.2 or later is needed, with {PERMISSIONS}"))
             }
@@ -93,7 +97,7 @@ fn certificate(said: &str) -> String {
 }
 
 /// ACL rules that the daemon needs for the dialects it speaks.
-pub const PERMISSIONS: &str = "+hello +auth +ping +select +hmget +hset +time +eval +evalsha +script|load +unlink +set +scan on its keys and ~waltag:*";
+pub const PERMISSIONS: &str = "+hello +auth +ping +select +hmget +hset +hdel +time +eval +evalsha +script|load +unlink +set +scan on its keys and ~waltag:*";
 
 /// The server's own words; redis-rs puts its category in front of them.
 fn said(error: &RedisError) -> String {

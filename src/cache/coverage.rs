@@ -2,6 +2,8 @@
 //! A template that is new, or whose table is published only now, has missed changes; so has every key of a cache whose
 //! options changed.
 
+use std::collections::{HashMap, HashSet};
+
 use super::gap::{Gap, Scope};
 use super::pattern::Pattern;
 
@@ -18,11 +20,32 @@ pub struct Coverage {
     pub unreachable: Vec<String>,
 }
 
+/// A table as the catalog has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// Its number, its columns, how it is published.
+    pub shape: String,
+    /// Those that hold its rows, with their files.
+    pub files: Vec<(u32, u32)>,
+}
+
+impl Fingerprint {
+    /// The same but for files that a TRUNCATE replaced, which the stream told of.
+    fn is_same(&self, before: &Fingerprint, truncated: &HashSet<u32>) -> bool {
+        let pairs = self.files.iter().zip(&before.files);
+        let same =
+            |(new, old): (&(u32, u32), &(u32, u32))| new == old || (new.0 == old.0 && truncated.contains(&new.0));
+        self.shape == before.shape && self.files.len() == before.files.len() && pairs.into_iter().all(same)
+    }
+}
+
 /// A template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Covered {
     /// Stands for table, text and events.
     pub id: String,
+    /// The table behind it.
+    pub table: Fingerprint,
     /// The text, for messages.
     pub text: String,
     /// Its keys, as far as they can be found.
@@ -32,7 +55,7 @@ pub struct Covered {
 impl Coverage {
     /// As it stands in the marker: the options, then each template.
     pub fn text(&self) -> String {
-        let mut ids: Vec<&str> = self.templates.iter().map(|template| template.id.as_str()).collect();
+        let mut ids: Vec<String> = self.templates.iter().map(Covered::word).collect();
         ids.sort_unstable();
         ids.dedup();
         format!("{} {}", self.options, ids.join(" "))
@@ -44,16 +67,60 @@ impl Coverage {
         if words.next() != Some(self.options.as_str()) {
             return Some(Gap::new("options", "the options of this cache have changed"));
         }
-        let known: Vec<&str> = words.collect();
-        let new: Vec<&Covered> =
-            self.templates.iter().filter(|template| !known.contains(&template.id.as_str())).collect();
-        let (first, more) = (new.first()?, new.len() - 1);
-        let sentence = match more {
-            0 => format!("the rules cover `{}` from now on", first.text),
-            _ => format!("the rules cover `{}` and {more} more templates from now on", first.text),
+        let known: HashSet<&str> = words.collect();
+        let ids: HashSet<&str> = known.iter().filter_map(|word| Some(word.split_once('.')?.0)).collect();
+        self.gap(|template| match (known.contains(template.word().as_str()), ids.contains(template.id.as_str())) {
+            (true, _) => News::None,
+            (false, true) => News::Table,
+            (false, false) => News::Template,
+        })
+    }
+
+    /// What `before` did not cover, while running: a TRUNCATE that the stream told of is no news.
+    pub fn since(&self, before: &Coverage, truncated: &HashSet<u32>) -> Option<Gap> {
+        let known: HashMap<&str, &Fingerprint> =
+            before.templates.iter().map(|template| (template.id.as_str(), &template.table)).collect();
+        self.gap(|template| match known.get(template.id.as_str()) {
+            Some(table) if template.table.is_same(table, truncated) => News::None,
+            Some(_) => News::Table,
+            None => News::Template,
+        })
+    }
+
+    fn gap(&self, news: impl Fn(&Covered) -> News) -> Option<Gap> {
+        let new: Vec<(&Covered, News)> = self
+            .templates
+            .iter()
+            .map(|template| (template, news(template)))
+            .filter(|(_, news)| *news != News::None)
+            .collect();
+        let ((first, kind), more) = (new.first()?, new.len() - 1);
+        let list = match more {
+            0 => format!("`{}`", first.text),
+            1 => format!("`{}` and 1 more template", first.text),
+            _ => format!("`{}` and {more} more templates", first.text),
         };
-        let patterns = new.iter().flat_map(|template| template.patterns.iter().cloned()).collect();
-        Some(Gap { code: "rules", sentence, scope: Scope::Keys(patterns) })
+        let (code, sentence) = match kind {
+            News::Table => ("catalog", format!("the table behind {list} was replaced, rewritten or published anew")),
+            _ => ("rules", format!("the rules cover {list} from now on")),
+        };
+        let patterns = new.iter().flat_map(|(template, _)| template.patterns.iter().cloned()).collect();
+        Some(Gap { code, sentence, scope: Scope::Keys(patterns) })
+    }
+}
+
+/// What is new about a template.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum News {
+    None,
+    Template,
+    Table,
+}
+
+impl Covered {
+    /// As it stands in the marker.
+    fn word(&self) -> String {
+        format!("{}.{}", self.id, id(&format!("{:?}", self.table)))
     }
 }
 
@@ -68,7 +135,13 @@ mod tests {
     use super::*;
 
     fn coverage(options: &str, templates: &[&str]) -> Coverage {
-        let covered = |text: &&str| Covered { id: id(text), text: (*text).to_owned(), patterns: Vec::new() };
+        let table = Fingerprint { shape: String::new(), files: vec![(1, 1)] };
+        let covered = |text: &&str| Covered {
+            id: id(text),
+            table: table.clone(),
+            text: (*text).to_owned(),
+            patterns: Vec::new(),
+        };
         Coverage { options: options.into(), templates: templates.iter().map(covered).collect(), ..Coverage::default() }
     }
 
@@ -78,11 +151,15 @@ mod tests {
         assert_eq!(coverage("o", &["b", "a"]).beyond(&before), None);
         assert_eq!(coverage("o", &["a"]).beyond(&before), None, "less is no gap");
         let gap = coverage("o", &["a", "c", "d"]).beyond(&before).unwrap();
-        assert_eq!(
-            (gap.code, gap.sentence.as_str()),
-            ("rules", "the rules cover `c` and 1 more templates from now on")
-        );
+        assert_eq!((gap.code, gap.sentence.as_str()), ("rules", "the rules cover `c` and 1 more template from now on"));
         assert_eq!(coverage("p", &["a"]).beyond(&before).unwrap().scope, Scope::Everything);
+        let (mut rewritten, whole) = (coverage("o", &["a", "b"]), coverage("o", &["a", "b"]));
+        rewritten.templates[0].table.files = vec![(1, 2)];
+        assert_eq!(rewritten.beyond(&before).unwrap().code, "catalog");
+        assert_eq!(rewritten.since(&whole, &HashSet::new()).unwrap().code, "catalog");
+        assert_eq!(rewritten.since(&whole, &HashSet::from([1])), None, "a TRUNCATE that the stream told of");
+        rewritten.templates[0].table.files = vec![(1, 1), (2, 2)];
+        assert!(rewritten.since(&whole, &HashSet::from([1])).is_some(), "a partition that was attached");
         assert_eq!(coverage("o", &[]).beyond(&coverage("o", &[]).text()), None);
     }
 }

@@ -6,6 +6,7 @@
 
 mod work;
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -76,8 +77,6 @@ pub struct Lane {
     forgotten: bool,
     /// What the rules make stale here, ...
     coverage: Coverage,
-    /// ... whether it was compared with the marker, so that each later difference is news ...
-    compared: bool,
     /// ... and whether the marker says it: counted, because it may change while a write is under way.
     edition: u64,
     told_edition: Option<u64>,
@@ -162,7 +161,6 @@ impl Lane {
             unproven: None,
             forgotten: false,
             coverage: Coverage::default(),
-            compared: false,
             edition: 0,
             told_edition: None,
         }
@@ -175,18 +173,18 @@ impl Lane {
             .then(|| Gap::new("slot_jumped", format!("the slot jumped to {confirmed}")));
         self.confirmed = confirmed;
         self.position = self.position.max(confirmed);
-        let gap = self.marker.set_origin(origin).or(jumped)?;
+        let gap = self.marker.set_origin(origin).or(jumped).filter(|_| self.is_attached())?;
         self.sweeps.resync(gap.clone(), self.position);
         Some(gap)
     }
 
-    /// What the rules make stale here from now on. What they did not before has missed changes. Until the marker was read
-    /// nothing is known of before: it is compared then.
-    pub fn cover(&mut self, coverage: Coverage) -> Option<Gap> {
+    /// What the rules make stale here from now on, after these relations were emptied. What they did not before has missed
+    /// changes. At first nothing is known of before: the marker will tell.
+    pub fn cover(&mut self, coverage: Coverage, truncated: &HashSet<u32>) -> Option<Gap> {
         if coverage == self.coverage {
             return None;
         }
-        let gap = coverage.beyond(&self.coverage.text()).filter(|_| self.compared && self.is_attached());
+        let gap = coverage.since(&self.coverage, truncated).filter(|_| self.edition > 0 && self.is_attached());
         self.sweeps.reach(coverage.reach.clone());
         self.coverage = coverage;
         self.edition += 1;

@@ -61,10 +61,21 @@ impl Repeats {
         Repeats { delays: delays.to_vec(), queues, share, spill: None }
     }
 
-    /// Passes after other delays from now on. What is owed moves along; passes that are no longer wanted are forgotten.
+    /// Passes after other delays from now on. What is owed a pass that is no longer wanted gets the next longer one, if there is.
     pub fn set_delays(&mut self, delays: &[Duration]) {
-        self.delays = delays.to_vec();
-        self.queues.resize_with(delays.len(), VecDeque::new);
+        if delays == self.delays {
+            return;
+        }
+        let before = std::mem::replace(&mut self.delays, delays.to_vec());
+        let owed = std::mem::take(&mut self.queues);
+        self.queues = delays.iter().map(|_| VecDeque::new()).collect();
+        for (delay, queue) in before.into_iter().zip(owed) {
+            let next = self.delays.iter().position(|new| *new >= delay);
+            if let Some(into) = next.and_then(|next| self.queues.get_mut(next)) {
+                into.extend(queue);
+                into.make_contiguous().sort_by_key(|owed| owed.acknowledged);
+            }
+        }
     }
 
     /// Takes a batch whose pass was acknowledged now; hands it back if it is owed no other.

@@ -119,7 +119,11 @@ impl Sweeps {
 
     /// Does a resync wait to hear which transactions are running?
     pub fn needs_snapshot(&self) -> bool {
-        self.resync.as_ref().is_some_and(|resync| matches!(resync.pass, Pass::First | Pass::Waiting))
+        self.resync.as_ref().is_some_and(|resync| match resync.pass {
+            Pass::First => matches!(resync.barrier, Barrier::Snapshots(_)),
+            Pass::Waiting => true,
+            Pass::Resting(_) | Pass::Second => false,
+        })
     }
 
     /// Looks at which transactions are running; `rest` is the longest repeat of the cache.

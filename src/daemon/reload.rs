@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::Pin;
 use std::rc::Rc;
 
@@ -12,8 +13,8 @@ use crate::cache::lane::Lane;
 use crate::cache::marker::{Marker, Origin};
 use crate::flow::Flow;
 use crate::rules::Rules;
-use crate::setup::catalog::{self, Catalog};
-use crate::setup::verify::{self, is_covered};
+use crate::setup::catalog::{self, Catalog, Table};
+use crate::setup::verify::{self, sends_all};
 use crate::source::replication::Server;
 use crate::source::replication::slot;
 use crate::source::session::{self, Sql};
@@ -26,14 +27,18 @@ pub(super) struct Reload {
     pub(super) proven: bool,
     /// Compiled, and to be compared with the catalog.
     offer: Option<Rc<Rules>>,
+    /// The offer does not fit the catalog; it is compared again and again.
+    misfit: bool,
+    /// What was in force before an offer that was taken without comparing, because no stream ran yet.
+    before: Option<Rc<Rules>>,
     /// Compared, and to be put in force between two transactions.
     accepted: Option<(Rc<Rules>, Catalog)>,
     /// Why the files as they are now are not in force.
     pub(super) refused: Option<String>,
     pub(super) uncovered: Vec<String>,
     pub(super) degraded: Vec<String>,
-    /// The newest transaction of the last snapshot, and of the last reading of the catalog: nothing changes without one.
-    pub(super) newest: Cell<u64>,
+    /// The last snapshot, and that of the last reading of the catalog: nothing changes without another one.
+    seen: Cell<u64>,
     read_at: u64,
 }
 
@@ -41,6 +46,7 @@ pub(super) struct Reload {
 pub(super) struct Checked {
     slot: Option<slot::State>,
     catalog: Option<(Rc<Rules>, Catalog)>,
+    offer: Option<(Rc<Rules>, Catalog)>,
 }
 
 /// A reading under way.
@@ -53,13 +59,28 @@ impl Reload {
             generation: 1,
             proven: proven || refused.is_some(),
             offer: None,
+            misfit: false,
+            before: None,
             accepted: None,
             refused,
             uncovered: Vec::new(),
             degraded: Vec::new(),
-            newest: Cell::default(),
+            seen: Cell::default(),
             read_at: 0,
         }
+    }
+
+    /// A snapshot was taken.
+    pub(super) fn seen(&self, snapshot: &str) {
+        let mut hasher = DefaultHasher::new();
+        snapshot.hash(&mut hasher);
+        self.seen.set(hasher.finish());
+    }
+
+    /// The catalog is read with the next check, whatever the snapshot says.
+    pub(super) fn look_again(&mut self) {
+        self.read_at = 0;
+        self.seen.set(1);
     }
 
     /// Does a set wait to be put in force?
@@ -99,7 +120,7 @@ impl Daemon {
         rules.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         self.board.metrics.attach(&mut rules);
         self.reload.accepted = None;
-        self.reload.offer = Some(Rc::new(rules));
+        (self.reload.offer, self.reload.misfit) = (Some(Rc::new(rules)), false);
         // Without a stream there is nothing to compare with: it is done when the next one runs.
         if !self.view.is_streaming() {
             self.manager.reloaded();
@@ -116,8 +137,28 @@ impl Daemon {
         self.manager.reloaded();
     }
 
-    /// Before the first READY: the rules do not fit the database; those that did are taken instead, if they were kept.
+    /// Without a stream there is nothing to keep going: new rules are simply those to begin with.
+    pub(super) fn take_offer(&mut self) {
+        if self.reload.misfit {
+            return;
+        }
+        if let Some(offer) = self.reload.offer.take() {
+            self.reload.proven = self.registry.was_good(&offer);
+            self.reload.before = Some(std::mem::replace(&mut self.rules, offer));
+            self.reload.generation += 1;
+            self.reload.refused = None;
+        }
+    }
+
+    /// Before the first READY: the rules do not fit the database; those before are taken instead, or those that did and were
+    /// kept.
     pub(super) fn fall_back(&mut self, sentence: &str) -> bool {
+        self.reload.misfit = true;
+        if let Some(before) = self.reload.before.take() {
+            self.reload.offer = Some(std::mem::replace(&mut self.rules, before));
+            self.refuse(sentence.to_owned());
+            return true;
+        }
         let Some(Ok(mut rules)) = self.registry.last_good() else { return false };
         if rules.files == self.rules.files {
             return false;
@@ -133,33 +174,33 @@ impl Daemon {
     /// Reads what may have changed on the server: the slot always; the catalog if a transaction has ended since, or if new
     /// rules wait for it.
     pub(super) fn check(&mut self, sql: &Sql) -> Check {
-        let newest = self.reload.newest.get();
-        let rules = match &self.reload.offer {
-            Some(offer) => Some(offer.clone()),
-            None => (newest != self.reload.read_at).then(|| self.rules.clone()),
-        };
-        self.reload.read_at = newest;
+        let seen = self.reload.seen.get();
+        let rules = (seen != self.reload.read_at).then(|| self.rules.clone());
+        self.reload.read_at = seen;
+        let offer = self.reload.offer.clone();
         let (sql, names) = (sql.clone(), self.settings.names.clone());
         Box::pin(async move {
             let slot = slot::State::read(&sql, &names.slot).await?;
-            let catalog = match rules {
+            let read = async |rules: Option<Rc<Rules>>| match rules {
                 Some(rules) => {
                     let catalog = catalog::read(&sql, &rules, &names.publication).await?;
-                    Some((rules, catalog))
+                    Ok::<_, session::Error>(Some((rules, catalog)))
                 }
-                None => None,
+                None => Ok(None),
             };
-            Ok(Checked { slot, catalog })
+            Ok(Checked { slot, catalog: read(rules).await?, offer: read(offer).await? })
         })
     }
 
     /// Takes what was read.
     pub(super) fn checked(&mut self, checked: Checked, flow: &mut Flow) {
         self.view.slot = checked.slot.unwrap_or_default();
-        let Some((rules, catalog)) = checked.catalog else { return };
-        if Rc::ptr_eq(&rules, &self.rules) {
-            return self.judge(catalog, flow);
+        match checked.catalog {
+            Some((rules, catalog)) if Rc::ptr_eq(&rules, &self.rules) => self.judge(catalog, flow),
+            Some(_) => self.reload.look_again(),
+            None => {}
         }
+        let Some((rules, catalog)) = checked.offer else { return };
         // The files may have changed again meanwhile.
         if !self.reload.offer.as_ref().is_some_and(|offer| Rc::ptr_eq(offer, &rules)) {
             return;
@@ -169,6 +210,7 @@ impl Daemon {
             self.reload.offer = None;
             self.reload.accepted = Some((rules, catalog));
         } else {
+            self.reload.misfit = true;
             self.refuse(refused.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n"));
         }
     }
@@ -213,7 +255,7 @@ impl Daemon {
         }
         for new in degraded.iter().filter(|problem| !self.reload.degraded.contains(problem)) {
             tracing::error!(
-                "a table changed under its rules: until it fits again, each change of it makes everything stale that the rules reach\n{new}"
+                "a table or the publication changed under the rules: until it fits again, each change that arrives makes everything stale that the rules reach, and what does not arrive is made up for afterwards\n{new}"
             );
         }
         let healed = self.reload.uncovered.len() + self.reload.degraded.len() > uncovered.len() + degraded.len();
@@ -221,11 +263,14 @@ impl Daemon {
             tracing::info!("every rule fits its table, and every table is published");
         }
         (self.reload.degraded, self.reload.uncovered) = (degraded, uncovered);
+        let truncated = flow.relations.take_truncated();
         for (index, lane) in flow.lanes.iter_mut().enumerate() {
             let coverage = self.rules.coverage(
                 index,
                 |table, column| catalog.type_of(table, column),
-                |table| catalog.tables.get(table).is_some_and(|found| is_covered(table, found, &catalog)),
+                |table| {
+                    catalog.tables.get(table).filter(|found| sends_all(table, found, &catalog)).map(Table::fingerprint)
+                },
             );
             for template in coverage.unreachable.iter().filter(|_| self.catalog.is_none()) {
                 tracing::warn!(
@@ -234,7 +279,7 @@ impl Daemon {
                     "a sweep cannot reach the keys of this template: it does not start with a literal that ends in a separator"
                 );
             }
-            if let Some(gap) = lane.cover(coverage) {
+            if let Some(gap) = lane.cover(coverage, &truncated) {
                 self.board.metrics.gap(&lane.cache().name, gap.code);
                 tracing::warn!(cache = lane.cache().name, "resync: {gap}");
             }

@@ -135,23 +135,30 @@ fn printable(text: &str) -> String {
 /// A URL may be written with its password, and messages go to the log, to `/status` and to whoever is asked for help. Each
 /// character is masked by one, so that the caret stays where it belongs.
 fn masked(text: &str) -> String {
-    let mut masked: Vec<char> = text.chars().collect();
-    let mut token = 0;
-    for at in 0..masked.len() {
-        let part = masked.get(token..at).unwrap_or_default();
-        match masked.get(at) {
-            // `<@table>` is no URL.
-            Some('@') if part.last() != Some(&'<') => {
-                let secret = part.iter().position(|c| *c == ':').map_or(at, |colon| token + colon + 1);
-                let hidden = masked.iter_mut().take(at).skip(secret).filter(|c| **c != '/');
-                hidden.for_each(|c| *c = '*');
-            }
-            Some('"' | '\'') => token = at + 1,
-            Some(c) if c.is_whitespace() => token = at + 1,
-            _ => {}
+    let mut shown: Vec<char> = text.chars().collect();
+    let lower: String = text.chars().map(|c| c.to_ascii_lowercase()).collect();
+    // The byte at which a character begins, as its place among the characters.
+    let place = |at: usize| text.get(..at).unwrap_or_default().chars().count();
+    let mut hide = |from: usize, to: usize| {
+        shown.iter_mut().take(to).skip(from).filter(|c| **c != '/').for_each(|c| *c = '*');
+    };
+    // All that a URL has before its host, blanks that do not belong there included. `<@table>` is no URL.
+    let mut at =
+        text.char_indices().filter(|(at, c)| *c == '@' && !text.get(..*at).is_some_and(|part| part.ends_with('<')));
+    if let (Some(colon), Some((at, _))) = (text.find(":/").map(|at| at + 1), at.next_back())
+        && colon < at
+    {
+        hide(place(colon), place(at));
+    }
+    // A key that says it holds a secret.
+    for word in ["password", "passwd", "secret", "token"] {
+        let value = lower.find(word).and_then(|at| Some(at + lower.get(at..)?.find([':', '='])? + 1));
+        if let Some(value) = value {
+            let end = text.get(value..).and_then(|rest| rest.find([',', '}'])).map_or(text.len(), |end| value + end);
+            hide(place(value) + 1, place(end));
         }
     }
-    masked.into_iter().collect()
+    shown.into_iter().collect()
 }
 
 /// The candidate within a third of the word's length, rounded up: `tabel` is two edits from `table`.
@@ -195,7 +202,9 @@ mod tests {
     fn passwords_are_masked() {
         for (line, shown) in [
             ("url: \"redis://u:p@ss@h/0\"", "url: \"redis://******@h/0\""),
-            ("{ url: redis:/:secret@x, dialect: keys }", "{ url: redis:/*******@x, dialect: keys }"),
+            ("{ url: redis:/:hidden@x, dialect: keys }", "{ url: redis:/*******@x, dialect: keys }"),
+            ("url: redis://:a b@h", "url: redis://****@h"),
+            ("  password: hunter2, x: 1", "  password: *******, x: 1"),
             ("url: ${URL} # mail me@h", "url: ${URL} # mail me@h"),
             ("- \"user:<@table>:<id>\"", "- \"user:<@table>:<id>\""),
         ] {

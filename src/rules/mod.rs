@@ -26,7 +26,7 @@ use prometheus_client::metrics::counter::Counter;
 
 use crate::cache::Cache;
 use crate::cache::command::Operation;
-use crate::cache::coverage::{self, Coverage, Covered};
+use crate::cache::coverage::{self, Coverage, Covered, Fingerprint};
 use crate::cache::pattern::Pattern;
 use diagnostic::{Diagnostic, Place, Severity, Source};
 use events::Events;
@@ -213,13 +213,13 @@ impl Rules {
         }
     }
 
-    /// What these rules make stale in one cache, for tables that `is_published`, and where a sweep finds its keys: the tag
+    /// What these rules make stale in one cache, for tables that are `published`, and where a sweep finds its keys: the tag
     /// keys of a library, or where the tag is the key, what the template can render.
     pub fn coverage(
         &self,
         cache: usize,
         type_of: impl Fn(&TableName, &str) -> Option<u32>,
-        is_published: impl Fn(&TableName) -> bool,
+        published: impl Fn(&TableName) -> Option<Fingerprint>,
     ) -> Coverage {
         let Some(of) = self.caches.get(cache) else { return Coverage::default() };
         let mut coverage = Coverage { options: of.options_id(), ..Coverage::default() };
@@ -243,9 +243,9 @@ impl Rules {
                         coverage.reach.push(pattern.clone());
                     }
                 }
-                if is_published(&rule.table) {
+                if let Some(table) = published(&rule.table) {
                     let id = coverage::id(&format!("{}\0{text}\0{:?}", rule.table, tag.events));
-                    coverage.templates.push(Covered { id, text, patterns });
+                    coverage.templates.push(Covered { id, table, text, patterns });
                 }
             }
         }

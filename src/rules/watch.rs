@@ -20,13 +20,16 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// A directory that is not there (yet, or any more) is looked for this often.
 const REARM: Duration = Duration::from_secs(5);
 
+type Identity = (u64, Option<std::time::SystemTime>);
+
 /// Watches on directories.
 pub struct Watch {
     watcher: Option<RecommendedWatcher>,
     events: UnboundedReceiver<()>,
     wanted: BTreeSet<PathBuf>,
-    /// By inode: a directory that was replaced is another one, and the watch went with the first.
-    watched: BTreeMap<PathBuf, u64>,
+    /// By inode and birth: a directory that was replaced is another one, and the watch went with the first. (Inodes alone are
+    /// used again at once.)
+    watched: BTreeMap<PathBuf, Identity>,
     /// When directories are looked for again.
     rearm: Instant,
     /// Something changed: when first, and when last.
@@ -64,22 +67,24 @@ impl Watch {
     /// Watches what is wanted and there; true if that is more than before.
     fn arm(&mut self) -> bool {
         let Some(watcher) = &mut self.watcher else { return false };
-        let inode =
-            |directory: &PathBuf| std::fs::metadata(directory).ok().filter(Metadata::is_dir).map(|found| found.ino());
-        let there: BTreeMap<PathBuf, u64> =
-            self.wanted.iter().filter_map(|directory| Some((directory.clone(), inode(directory)?))).collect();
-        self.watched.retain(|directory, inode| {
-            let same = there.get(directory) == Some(inode);
+        let identity = |directory: &PathBuf| {
+            let found = std::fs::metadata(directory).ok().filter(Metadata::is_dir)?;
+            Some((found.ino(), found.created().ok()))
+        };
+        let there: BTreeMap<PathBuf, Identity> =
+            self.wanted.iter().filter_map(|directory| Some((directory.clone(), identity(directory)?))).collect();
+        self.watched.retain(|directory, identity| {
+            let same = there.get(directory) == Some(identity);
             if !same {
                 let _ = watcher.unwatch(directory);
             }
             same
         });
         let mut more = false;
-        for (directory, inode) in there {
+        for (directory, identity) in there {
             if !self.watched.contains_key(&directory) && watcher.watch(&directory, RecursiveMode::NonRecursive).is_ok()
             {
-                self.watched.insert(directory, inode);
+                self.watched.insert(directory, identity);
                 more = true;
             }
         }
@@ -162,6 +167,16 @@ mod tests {
         std::fs::create_dir(root.path()).unwrap();
         std::fs::write(at("rules.yaml"), "made again").unwrap();
         seen(&mut watch, "a directory that is made again").await;
+        std::fs::write(at("rules.yaml"), "and watched").unwrap();
+        seen(&mut watch, "a write there").await;
+        // At once, so that the inode is used again before anybody looks.
+        std::fs::remove_dir_all(root.path()).unwrap();
+        std::fs::create_dir(root.path()).unwrap();
+        std::fs::write(at("rules.yaml"), "made again at once").unwrap();
+        seen(&mut watch, "a directory that is made again at once").await;
+        while timeout(QUIET * 3, watch.changed()).await.is_ok() {
+            watch.set(directories());
+        }
         std::fs::write(at("rules.yaml"), "and watched").unwrap();
         seen(&mut watch, "a write there").await;
     }

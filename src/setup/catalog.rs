@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::cache::coverage::Fingerprint;
 use crate::rules::Rules;
 use crate::rules::file::TableName;
 use crate::source::session::{Error, Sql, identifier, literal};
@@ -36,6 +37,19 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// Does a partitioned root have a primary key?
     pub has_primary_key: bool,
+    /// Number of columns, dropped ones included: a new one may have filled every row.
+    pub attributes: String,
+    /// Its number, and how it came to be published: rows of the publication's catalogs with the transaction that wrote them.
+    pub publishing: String,
+}
+
+impl Table {
+    /// What does not change unless rows changed, or stopped arriving, in a way that the stream does not tell.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let mut files: Vec<(u32, u32)> = self.members.iter().map(|member| (member.oid, member.file)).collect();
+        files.sort_unstable();
+        Fingerprint { shape: format!("{} {}", self.publishing, self.attributes), files }
+    }
 }
 
 /// A column.
@@ -61,6 +75,10 @@ impl Catalog {
 pub struct Member {
     /// Its name.
     pub table: TableName,
+    /// Its number, ...
+    pub oid: u32,
+    /// ... and that of its file: another one after a rewrite.
+    pub file: u32,
     /// `relreplident`: `d`, `n`, `f` or `i`.
     pub identity: char,
     /// Columns of the index that identifies rows; empty without one.
@@ -92,13 +110,16 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
     if names.is_empty() {
         return Ok(catalog);
     }
-    for row in session.rows(&tables_query(&names.join(", "))).await? {
+    let query = tables_query(&names.join(", "), publication, catalog.version >= 150_000);
+    for row in session.rows(&query).await? {
         let field = |index: usize| row.get(index).unwrap_or_default();
         let name = TableName { schema: field(0).into(), name: field(1).into() };
         let columns: Vec<(String, bool, u32)> = serde_json::from_str(field(3)).unwrap_or_default();
         let columns =
             columns.into_iter().map(|(name, generated, type_oid)| Column { name, generated, type_oid }).collect();
-        let table = Table { kind: letter(field(2)), members: Vec::new(), columns, has_primary_key: field(4) == "t" };
+        let (attributes, publishing) = (field(5).to_owned(), field(6).to_owned());
+        let (kind, has_primary_key) = (letter(field(2)), field(4) == "t");
+        let table = Table { kind, members: Vec::new(), columns, has_primary_key, attributes, publishing };
         catalog.tables.insert(name, table);
     }
     let query = members_query(&names.join(", "), publication, catalog.version >= 150_000);
@@ -116,6 +137,8 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
             row_filter: field(10) == "t",
             index: row.get(11).map(str::to_owned),
             key_generated: field(12) == "t",
+            oid: field(13).parse().unwrap_or_default(),
+            file: field(14).parse().unwrap_or_default(),
         };
         if let Some(table) = catalog.tables.get_mut(&root) {
             table.members.push(member);
@@ -160,14 +183,25 @@ async fn read_publication(session: &Sql, publication: &str, catalog: &mut Catalo
     Ok(())
 }
 
-fn tables_query(names: &str) -> String {
+fn tables_query(names: &str, publication: &str, with_schemas: bool) -> String {
+    let by_schema = match with_schemas {
+        true => {
+            "(SELECT string_agg(pn.oid || ':' || pn.xmin, ',' ORDER BY pn.oid) FROM pg_publication_namespace pn WHERE pn.pnpubid = p.oid)"
+        }
+        false => "''",
+    };
     format!(
         "SELECT n.nspname, c.relname, c.relkind::text, \
          (SELECT coalesce(json_agg(json_build_array(a.attname, a.attgenerated <> '', \
             coalesce(nullif(t.typbasetype, 0), t.oid)::int8) ORDER BY a.attnum), '[]') \
             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
-         EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) \
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE (n.nspname, c.relname) IN ({names})"
+         EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary), c.relnatts, \
+         c.oid || ' ' || coalesce((SELECT concat(p.oid, ':', p.xmin, ' ', {by_schema}, ' ', \
+            (SELECT string_agg(pr.oid || ':' || pr.xmin, ',' ORDER BY pr.oid) FROM pg_publication_rel pr WHERE pr.prpubid = p.oid \
+              AND (pr.prrelid = c.oid OR pr.prrelid IN (SELECT relid FROM pg_partition_tree(c.oid))))) \
+            FROM pg_publication p WHERE p.pubname = {publication}), '') \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE (n.nspname, c.relname) IN ({names})",
+        publication = literal(publication)
     )
 }
 
@@ -199,7 +233,8 @@ fn members_query(names: &str, publication: &str, with_lists_and_filters: bool) -
            EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated <> ''), \
            {row_filter} {publication}), \
            (SELECT k.relname FROM pg_class k WHERE k.oid = key.indexrelid), \
-           EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY (key.indkey) AND a.attgenerated <> '') \
+           EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY (key.indkey) AND a.attgenerated <> ''), \
+           c.oid, c.relfilenode \
          FROM tree JOIN pg_class r ON r.oid = tree.root JOIN pg_namespace rn ON rn.oid = r.relnamespace \
          JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace \
          LEFT JOIN pg_index key ON key.indrelid = c.oid AND {IDENTITY_INDEX} \

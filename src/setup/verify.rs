@@ -47,6 +47,12 @@ pub fn is_covered(name: &TableName, table: &Table, catalog: &Catalog) -> bool {
     root || (!table.members.is_empty() && table.members.iter().all(|member| member.published))
 }
 
+/// Does every change of the table arrive, rows and kinds alike? What did not must be made up for once it does.
+pub fn sends_all(name: &TableName, table: &Table, catalog: &Catalog) -> bool {
+    let whole = |member: &Member| member.persistence == 'p' && !member.row_filter;
+    is_covered(name, table, catalog) && catalog.omissions.is_empty() && table.members.iter().all(whole)
+}
+
 fn of_rule(rule: &Rule, table: &Table) -> Vec<Diagnostic> {
     if !matches!(table.kind, 'r' | 'p') {
         let help = "views and foreign tables have no changes of their own: name the tables behind them";

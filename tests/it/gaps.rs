@@ -246,3 +246,68 @@ async fn a_copy_from_before_our_time_is_a_gap_while_running() {
     .await;
     world.settled(&world.sql().await).await;
 }
+
+/// What changes rows without a word in the stream: a rewrite, a swap of tables by rename, a partition with rows that is attached,
+/// a table that was out of the publication for a moment, while the daemon runs and while it is down. TRUNCATE, which the
+/// stream tells of, is none of these.
+#[tokio::test]
+async fn what_never_reaches_the_stream_is_noticed() {
+    let world = World::new().await;
+    let sql = world.sql().await;
+    sql.batch_execute(
+        "CREATE TABLE part (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (9)",
+    )
+    .await
+    .unwrap();
+    let rules = r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}},
+        rules: [{table: first_model, tags: ["a:<id>"]}, {table: part, tags: ["p:<id>"]}]}"#;
+    world.setup(rules);
+    let mut daemon = world.daemon();
+    let mut cache = world.cache(0).await;
+    let mut resyncs = 1;
+    for (statement, stale, running) in [
+        ("ALTER TABLE first_model ALTER name TYPE varchar(9) USING upper(name)", "a:1", true),
+        ("ALTER TABLE first_model ADD extra int DEFAULT 7", "a:1", true),
+        (
+            "CREATE TABLE part_2 (id int PRIMARY KEY); INSERT INTO part_2 VALUES (15); ALTER TABLE part ATTACH PARTITION part_2 FOR VALUES FROM (10) TO (19)",
+            "p:15",
+            true,
+        ),
+        ("ALTER TABLE part DETACH PARTITION part_2", "p:15", true),
+        (
+            "ALTER PUBLICATION waltag DROP TABLE first_model; UPDATE first_model SET name = 'b'; ALTER PUBLICATION waltag ADD TABLE first_model",
+            "a:1",
+            false,
+        ),
+        (
+            "CREATE TABLE other (LIKE first_model INCLUDING ALL); ALTER TABLE first_model RENAME TO old; ALTER TABLE other RENAME TO first_model; ALTER PUBLICATION waltag ADD TABLE first_model",
+            "a:1",
+            true,
+        ),
+    ] {
+        set(&mut cache, &["a:1", "p:15", "session:1"]).await;
+        if running {
+            sql.batch_execute(statement).await.unwrap();
+        } else {
+            daemon.stop();
+            sql.batch_execute(statement).await.unwrap();
+            (daemon, resyncs) = (world.daemon(), 0);
+        }
+        resyncs += 1;
+        daemon.wait_for_count("resync complete", resyncs);
+        assert_eq!(
+            left(&mut cache).await.iter().filter(|key| *key == stale).count(),
+            0,
+            "{statement}\n{}",
+            daemon.log()
+        );
+        assert_eq!(left(&mut cache).await.len(), 2, "{statement}: the others stay");
+    }
+    sql.batch_execute("TRUNCATE first_model; TRUNCATE part").await.unwrap();
+    world.settled(&sql).await;
+    daemon.wait_for("sweep complete");
+    // The next look at the catalog finds other files.
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    assert_eq!(daemon.log().matches("resync complete").count(), resyncs, "{}", daemon.log());
+}

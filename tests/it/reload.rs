@@ -282,3 +282,52 @@ async fn a_new_password_in_a_file_is_taken_up() {
     world.settled(&sql).await;
     assert_eq!(left(&mut cache).await, ["a:2"]);
 }
+
+/// Redis is gone and the budget is full in the middle of a transaction; new rules that name another Redis must not wait for its
+/// end, which cannot come.
+#[tokio::test]
+async fn a_full_budget_does_not_hold_up_new_rules() {
+    let mut world = World::new().await;
+    let rules = file("{table: first_model, tags: [\"a:<id>\"]}");
+    world.setup(&rules);
+    let mut command = world.waltag("waltag", &["run", "--tag-memory", "1MiB"]);
+    let daemon = world.start(command.env("WALTAG_LISTEN", "127.0.0.1:0"));
+    daemon.wait_for(" ready ");
+    daemon.wait_until_resynced();
+    world.redis.kill();
+    let sql = world.sql().await;
+    sql.batch_execute("INSERT INTO first_model SELECT generate_series(1, 200000)").await.unwrap();
+    until("the budget is full", || async {
+        let metrics = daemon.get("/metrics").1;
+        let used = metrics.lines().find_map(|line| line.strip_prefix("waltag_memory_used_bytes ")).unwrap();
+        used.parse::<u64>().unwrap() >= 1 << 20
+    })
+    .await;
+    world.redis = waltag::demo::servers::Redis::start(&[]).unwrap();
+    world.rules(&rules);
+    daemon.wait_for("rules reloaded");
+    world.settled(&sql).await;
+    daemon.readyz(200);
+}
+
+/// A publication that leaves changes out for a while: what did not arrive is made up for when it is whole again, also while
+/// other rules wait for something else.
+#[tokio::test]
+async fn an_incomplete_publication_is_made_up_for() {
+    let world = World::new().await;
+    world.setup(&file(FIRST));
+    let daemon = world.watched();
+    world.rules(&file("{table: nowhere, tags: [\"n\"]}"));
+    daemon.wait_for("the new rules are refused");
+    let (sql, mut cache) = (world.sql().await, world.cache(0).await);
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    sql.batch_execute("ALTER PUBLICATION waltag SET (publish = 'insert')").await.unwrap();
+    daemon.wait_for("it does not publish update, delete, truncate");
+    fill(&mut cache, &["a:1", "session:1"]).await;
+    sql.batch_execute("UPDATE first_model SET name = 'x'").await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(left(&mut cache).await, ["a:1", "session:1"]);
+    sql.batch_execute("ALTER PUBLICATION waltag SET (publish = 'insert, update, delete, truncate')").await.unwrap();
+    daemon.wait_for_count("resync complete", 2);
+    assert_eq!(left(&mut cache).await, ["session:1"]);
+}

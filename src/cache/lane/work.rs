@@ -37,7 +37,7 @@ impl Lane {
 
     /// Is there something that the marker should tell or prove?
     fn has_moved(&self) -> bool {
-        let told = self.told_edition == Some(self.edition);
+        let told = self.told_edition == Some(self.edition) || self.full;
         let unproven = self.unproven.as_ref().is_some_and(|batch| batch.tags.size() > UNPROVEN);
         unproven || ((self.progress > self.written || self.forgotten || !told) && self.sweeps.resyncing().is_none())
     }
@@ -145,7 +145,6 @@ impl Lane {
         self.attachment = Attachment::Attached;
         let told = self.written.map_or(self.confirmed, |written| written.done.max(self.confirmed));
         let gap = self.marker.found(found, told, &self.coverage);
-        self.compared = true;
         self.told_edition = None;
         let gap = if detached { Some(Gap::new("detached", "it was away for too long")) } else { gap }?;
         let news = self.sweeps.resyncing().is_none();
@@ -214,7 +213,6 @@ impl Lane {
             }
             Answer::Full => {
                 self.written = self.written.max(wanted);
-                self.told_edition = edition.or(self.told_edition);
                 (!std::mem::replace(&mut self.full, true)).then_some(Event::Full)
             }
         }

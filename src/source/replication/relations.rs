@@ -3,7 +3,8 @@
 //! `publish_via_partition_root` is false, so a leaf arrives under its own name; its rules are those of its ancestors in
 //! `pg_inherits`.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::pgoutput::{self, Old, Tuple, Value};
@@ -33,6 +34,8 @@ pub struct Relations {
     ancestors: HashMap<u32, Vec<TableName>>,
     /// Base types of domains.
     types: HashMap<u32, u32>,
+    /// Emptied since the catalog was looked at last.
+    truncated: RefCell<HashSet<u32>>,
 }
 
 /// Types whose text depends on the style: a domain over one of them is written like it.
@@ -94,6 +97,11 @@ impl Relations {
         !self.known.contains_key(&oid)
     }
 
+    /// The relations that were emptied since this was asked last: they have other files now.
+    pub fn take_truncated(&self) -> HashSet<u32> {
+        self.truncated.take()
+    }
+
     /// Compiles every plan again, by other rules.
     pub fn compile(&mut self, rules: &Rules) {
         for (oid, relation) in &mut self.known {
@@ -144,6 +152,7 @@ impl Relations {
     /// Renders the tags of an emptied table; how many templates could not be.
     pub fn truncate(&self, oid: u32, stale: &mut [Stale]) -> u64 {
         let change = Change { event: Event::Truncate, old: None, new: None };
+        self.truncated.borrow_mut().insert(oid);
         self.known.get(&oid).map_or(0, |relation| relation.renders(change, stale))
     }
 }
