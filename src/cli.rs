@@ -65,6 +65,9 @@ pub enum Command {
         /// Apply `setup` first (development, containers)
         #[arg(long)]
         setup: bool,
+        /// Make stale what was changed until now, and exit
+        #[arg(long)]
+        once: bool,
     },
     /// Print or apply the SQL that the rules need
     Setup {
@@ -81,6 +84,20 @@ pub enum Command {
     /// Validate the rules
     Check {
         /// Also against the database
+        #[arg(long)]
+        live: bool,
+        /// Warnings are errors
+        #[arg(long)]
+        strict: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a JSON Schema of rule files, for editors
+    Schema,
+    /// Run the tests of the rule files
+    Test {
+        /// Cast the values in the database, to the types of its columns
         #[arg(long)]
         live: bool,
     },

@@ -27,6 +27,7 @@ use crate::rules::registry::Registry;
 use crate::settings::Settings;
 use crate::setup::catalog::Catalog;
 use crate::shutdown::Shutdown;
+use crate::source::lsn::Lsn;
 use crate::source::replication::error::{Error, Kind};
 use crate::source::replication::feedback::Feedback;
 use crate::source::replication::slot::verify_not_synchronous;
@@ -67,6 +68,8 @@ pub struct Start {
     pub rules: Rules,
     /// Why these are the last good ones and not what the files say.
     pub refused: Option<String>,
+    /// Catch up with the position of the start, and end.
+    pub once: bool,
 }
 
 struct Daemon {
@@ -86,6 +89,8 @@ struct Daemon {
     /// As it was read last: a sweep goes by the types of the columns.
     catalog: Option<Catalog>,
     view: View,
+    /// With `--once`: the server's end when it was asked first; zero until then.
+    goal: Option<Lsn>,
 }
 
 /// Runs until a signal asks to stop, or until something only people can mend is wrong before the first READY.
@@ -93,7 +98,7 @@ pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
     let mut shutdown = Shutdown::listen()?;
     let board = Board::new();
     http::serve(&settings.listen, board.clone()).await?;
-    let Start { registry, mut rules, refused } = start;
+    let Start { registry, mut rules, refused, once } = start;
     board.metrics.attach(&mut rules);
     let reload = Reload::new(registry.was_good(&rules), refused);
     let mut daemon = Daemon {
@@ -111,6 +116,7 @@ pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
         manager: Manager::new(),
         catalog: None,
         view: View::default(),
+        goal: once.then_some(Lsn(0)),
     };
     daemon.show_at_rest();
     loop {
@@ -162,6 +168,9 @@ impl Daemon {
         let (server, slot) = (source.server.clone(), &self.settings.names.slot);
         tracing::info!(server = source.place, slot, timeline = server.timeline, %confirmed, "streaming");
         self.tell_streaming(&flow);
+        if let Some(Lsn(0)) = self.goal {
+            self.goal = Some(source.end().await?);
+        }
         let ended = match flow.relations.read_ancestors(&source.session).await {
             Ok(()) => self.pump(&mut source, &mut flow, shutdown).await,
             Err(error) => Err(Error::session("reading the partitions", &source.place, &error)),
@@ -193,6 +202,10 @@ impl Daemon {
                     self.patience = *PATIENCE.start();
                     self.told = None;
                 }
+            }
+            if self.goal.is_some_and(|goal| flow.marked() >= Some(goal)) {
+                tracing::info!("caught up with the start");
+                return self.drain(source, flow, feedback).await;
             }
             if self.reload.is_accepted() && !flow.is_within_transaction() {
                 self.adopt(flow, &source.server);

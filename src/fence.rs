@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::cache::gap::Scope;
 use crate::source::clock::Timestamp;
 use crate::source::lsn::{Lsn, Xid};
 use crate::source::visibility::Snapshot;
@@ -33,7 +34,7 @@ pub struct Waiting {
 
 impl Waiting {
     fn size(&self) -> usize {
-        self.stale.iter().map(|stale| stale.tags.size()).sum::<usize>() + size_of::<Waiting>()
+        self.stale.iter().map(Stale::size).sum::<usize>() + size_of::<Waiting>()
     }
 }
 
@@ -92,7 +93,7 @@ impl Fence {
             let mut old = std::mem::take(&mut waiting.stale);
             let moved = origins.iter().map(|origin| match origin.and_then(|index| old.get_mut(index)) {
                 Some(stale) => std::mem::take(stale),
-                None => Stale { sweep: true, ..Stale::default() },
+                None => Stale::of(Scope::Everything),
             });
             waiting.stale = moved.collect();
         }

@@ -58,7 +58,7 @@ struct Open {
 
 impl Open {
     fn size(&self) -> usize {
-        self.stale.iter().map(|stale| stale.tags.size()).sum()
+        self.stale.iter().map(Stale::size).sum()
     }
 }
 
@@ -85,7 +85,7 @@ impl Flow {
             }
             Message::Commit { end_lsn, .. } => {
                 self.metrics.transactions.inc();
-                self.pass_on();
+                self.pass_on(true);
                 self.open = None;
                 self.received = self.received.max(*end_lsn);
                 return Ok(());
@@ -123,7 +123,7 @@ impl Flow {
             counter.inc();
         }
         if open.size() > PIECE {
-            self.pass_on();
+            self.pass_on(false);
         }
         Ok(())
     }
@@ -181,14 +181,14 @@ impl Flow {
         }
     }
 
-    /// Hands the tags of the open transaction to the fence, or past it if readers see the transaction already.
-    fn pass_on(&mut self) {
-        let empty = self.nothing();
+    /// Hands the tags of the open transaction to the fence, or past it if readers see the transaction already. `whole`: it is
+    /// complete.
+    fn pass_on(&mut self, whole: bool) {
         let Some(open) = &mut self.open else { return };
-        if open.stale.iter().all(Stale::is_empty) {
+        let stale: Vec<Stale> = open.stale.iter_mut().map(|stale| stale.take(whole)).collect();
+        if stale.iter().all(Stale::is_empty) {
             return;
         }
-        let stale = std::mem::replace(&mut open.stale, empty);
         let Open { xid, floor, committed, .. } = *open;
         let waiting = Waiting { xid, floor, stale, committed, since: Instant::now() };
         if self.fence.has_seen(xid) {
@@ -213,8 +213,8 @@ impl Flow {
     fn send(&mut self, visible: &Waiting) {
         for (lane, stale) in self.lanes.iter_mut().zip(&visible.stale) {
             lane.add(&stale.tags, visible.floor, Some(visible.committed));
-            if stale.sweep {
-                lane.sweep(visible.floor);
+            if let Some(scope) = &stale.sweep {
+                lane.sweep(scope.clone(), visible.floor);
             }
         }
     }

@@ -40,17 +40,24 @@ fn start(cli: Cli, environment: &Environment) -> anyhow::Result<()> {
 async fn run(cli: Cli, environment: &Environment) -> Result<(), Failure> {
     let settings = |typed: &Typed| Settings::resolve(typed, environment).map_err(Failure::from);
     match cli.command {
-        Command::Run { setup } => command::run::run(settings(&cli.typed)?, environment, setup).await,
+        Command::Run { setup, once } => command::run::run(settings(&cli.typed)?, environment, setup, once).await,
         Command::Setup { apply, remove, role } => {
             command::setup::setup(&settings(&cli.typed)?, environment, apply, remove, &role).await
         }
-        Command::Check { live } => command::check::check(&settings(&cli.typed)?, environment, live).await,
+        Command::Check { live, strict, json } => {
+            command::check::check(&settings(&cli.typed)?, environment, live, strict, json).await
+        }
+        Command::Schema => {
+            command::schema::schema();
+            Ok(())
+        }
         Command::Explain { table, old, new } => {
             command::explain::explain(&settings(&cli.typed)?, environment, &table, old.as_deref(), new.as_deref())
         }
         Command::Invalidate { cache, tags } => {
             command::invalidate::invalidate(&settings(&cli.typed)?, environment, cache.as_deref(), &tags).await
         }
+        Command::Test { live } => command::test::test(&settings(&cli.typed)?, environment, live).await,
         Command::Status { json } => command::status::status(&settings(&cli.typed)?, json).await,
         Command::Demo { keep } => waltag::demo::run(keep).await,
     }

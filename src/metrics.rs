@@ -34,6 +34,8 @@ pub struct Metrics {
     pub reload_failures: Counter,
     /// Changes whose tags could not be listed.
     pub unlisted: Counter,
+    /// Conditions that could not be decided: they count as true.
+    undecided: Counter,
     /// Is everything as it should be?
     pub ready: Gauge,
     /// Rule sets that were in force, this one included.
@@ -100,6 +102,11 @@ impl Default for Metrics {
                 "Changes whose tags could not be listed: everything was made stale instead",
                 Counter::default()
             ),
+            undecided: metric!(
+                "undecided_conditions",
+                "Conditions (`when`) that could not be decided for a row, and counted as true",
+                Counter::default()
+            ),
             ready: metric!("ready", "1 if /readyz says so", Gauge::default()),
             rules_generation: metric!(
                 "rules_generation",
@@ -135,13 +142,14 @@ impl Metrics {
 
     /// Lets each tag of the rules count into its own series; a rule that stays keeps counting.
     pub fn attach(&self, rules: &mut Rules) {
+        rules.undecided = self.undecided.clone();
         let caches: Vec<String> = rules.caches.iter().map(|cache| cache.name.clone()).collect();
         for rule in &mut rules.rules {
             for tag in &mut rule.tags {
                 let counter = |cache: &usize| {
                     let cache = caches.get(*cache).cloned().unwrap_or_default();
                     let labels =
-                        vec![("table", rule.table.to_string()), ("tag", tag.template.text.clone()), ("cache", cache)];
+                        vec![("table", rule.tables.to_string()), ("tag", tag.template.text.clone()), ("cache", cache)];
                     self.tags.get_or_create_owned(&labels)
                 };
                 tag.made = tag.caches.iter().map(counter).collect();

@@ -5,6 +5,8 @@ use std::hash::BuildHasher;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
+use crate::cache::gap::Scope;
+
 /// A set of byte strings in order of arrival.
 #[derive(Default)]
 pub struct Tags {
@@ -81,14 +83,80 @@ impl Tags {
 pub struct Stale {
     /// The tags that could be listed.
     pub tags: Tags,
-    /// Some could not: everything that the rules can reach goes stale.
-    pub sweep: bool,
+    /// Some could not: these keys go stale.
+    pub sweep: Option<Scope>,
+    /// Tags of rules that collapse: they wait for the end of the transaction.
+    held: Vec<Held>,
+}
+
+/// The tags of one rule with `collapse`.
+pub struct Held {
+    rule: usize,
+    over: usize,
+    /// Its tags, as long as they are not too many.
+    pub tags: Tags,
+    /// What they become if they are.
+    pub to: Tags,
+    collapsed: bool,
+}
+
+impl Held {
+    /// To be called when tags were added.
+    pub fn collapse(&mut self) {
+        if self.collapsed || self.tags.len() > self.over {
+            self.collapsed = true;
+            self.tags = Tags::default();
+        }
+    }
 }
 
 impl Stale {
+    /// Nothing but a sweep.
+    pub fn of(scope: Scope) -> Stale {
+        Stale { sweep: Some(scope), ..Stale::default() }
+    }
+
+    /// More keys go stale.
+    pub fn sweep(&mut self, scope: Scope) {
+        self.sweep = Some(match self.sweep.take() {
+            Some(own) => own.and(scope),
+            None => scope,
+        });
+    }
+
+    /// The tags of a rule that collapse above `over`.
+    pub fn held(&mut self, rule: usize, over: usize) -> &mut Held {
+        let at = self.held.iter().position(|held| held.rule == rule).unwrap_or_else(|| {
+            self.held.push(Held { rule, over, tags: Tags::default(), to: Tags::default(), collapsed: false });
+            self.held.len() - 1
+        });
+        &mut self.held[at]
+    }
+
+    /// Bytes that it holds.
+    pub fn size(&self) -> usize {
+        self.tags.size() + self.held.iter().map(|held| held.tags.size() + held.to.size()).sum::<usize>()
+    }
+
+    /// Hands out what can go: at the end of the transaction (`whole`) all of it.
+    pub fn take(&mut self, whole: bool) -> Stale {
+        let (mut tags, sweep) = (std::mem::take(&mut self.tags), self.sweep.take());
+        for held in &mut self.held {
+            if held.collapsed {
+                tags.extend(&std::mem::take(&mut held.to));
+            } else if whole {
+                tags.extend(&held.tags);
+            }
+        }
+        if whole {
+            self.held.clear();
+        }
+        Stale { tags, sweep, held: Vec::new() }
+    }
+
     /// Nothing at all?
     pub fn is_empty(&self) -> bool {
-        self.tags.is_empty() && !self.sweep
+        self.tags.is_empty() && self.sweep.is_none() && self.held.is_empty()
     }
 }
 

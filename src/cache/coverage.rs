@@ -4,8 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::gap::{Gap, Scope};
-use super::pattern::Pattern;
+use super::gap::{Gap, Keys, Scope};
 
 /// The templates of one cache whose tables are published.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,7 +12,7 @@ pub struct Coverage {
     /// Stands for the options that decide about keys and values.
     pub options: String,
     /// Everything that a sweep can reach.
-    pub reach: Vec<Pattern>,
+    pub reach: Keys,
     /// Each template.
     pub templates: Vec<Covered>,
     /// Templates whose keys could be any, or cannot be found.
@@ -49,7 +48,7 @@ pub struct Covered {
     /// The text, for messages.
     pub text: String,
     /// Its keys, as far as they can be found.
-    pub patterns: Vec<Pattern>,
+    pub keys: Keys,
 }
 
 impl Coverage {
@@ -104,8 +103,9 @@ impl Coverage {
             News::Table => ("catalog", format!("the table behind {list} was replaced, rewritten or published anew")),
             _ => ("rules", format!("the rules cover {list} from now on")),
         };
-        let patterns = new.iter().flat_map(|(template, _)| template.patterns.iter().cloned()).collect();
-        Some(Gap { code, sentence, scope: Scope::Keys(patterns) })
+        let mut keys = Keys::default();
+        new.iter().for_each(|(template, _)| keys.extend(&template.keys));
+        Some(Gap { code, sentence, scope: Scope::Some(keys) })
     }
 }
 
@@ -140,7 +140,7 @@ mod tests {
             id: id(text),
             table: table.clone(),
             text: (*text).to_owned(),
-            patterns: Vec::new(),
+            keys: Keys::default(),
         };
         Coverage { options: options.into(), templates: templates.iter().map(covered).collect(), ..Coverage::default() }
     }

@@ -20,6 +20,8 @@ pub struct Dialect {
     pub empty_skips: bool,
     /// Its options beside `url`, `dialect` and `style`.
     pub options: &'static [&'static str],
+    /// It is not spoken yet: rules can be checked and tested with it, and nothing is run.
+    pub planned: bool,
 }
 
 /// How a tag becomes keys.
@@ -60,6 +62,7 @@ pub const DIALECTS: [Dialect; 4] = [
         operation: OperationForm::UnlinkOrSet,
         empty_skips: false,
         options: &["key_prefix", "version", "release", "releases", "mode"],
+        planned: false,
     },
     Dialect {
         name: "cache-tagging",
@@ -68,6 +71,7 @@ pub const DIALECTS: [Dialect; 4] = [
         operation: OperationForm::UnlinkOrSet,
         empty_skips: false,
         options: &["key_prefix", "version", "release", "releases", "mode"],
+        planned: false,
     },
     Dialect {
         name: "keys",
@@ -76,6 +80,7 @@ pub const DIALECTS: [Dialect; 4] = [
         operation: OperationForm::Unlink,
         empty_skips: true,
         options: &[],
+        planned: false,
     },
     Dialect {
         name: "version",
@@ -84,12 +89,56 @@ pub const DIALECTS: [Dialect; 4] = [
         operation: OperationForm::Version,
         empty_skips: false,
         options: &["ttl", "absent"],
+        planned: false,
     },
+];
+
+/// A client that is known by name, and how its application writes values.
+const fn planned(name: &'static str, style: Style, empty_skips: bool) -> Dialect {
+    let (keys, operation) = (KeyForm::Verbatim, OperationForm::Unlink);
+    Dialect { name, style, keys, operation, empty_skips, options: &[], planned: true }
+}
+
+/// Clients that are not spoken yet.
+pub const PLANNED: [Dialect; 33] = [
+    planned("aspnet-output-cache", Style::Plain, false),
+    planned("async-cache-dedupe", Style::Plain, false),
+    planned("bentocache", Style::Plain, false),
+    planned("cacheable", Style::Plain, false),
+    planned("cakephp", Style::Php, false),
+    planned("cashews", Style::Python, false),
+    planned("counter", Style::Plain, false),
+    planned("django-cachalot", Style::Python, false),
+    planned("django-cacheops", Style::Python, false),
+    planned("drupal", Style::Php, false),
+    planned("envelop-response-cache", Style::Plain, false),
+    planned("fastapi-cache", Style::Python, false),
+    planned("fusioncache", Style::Plain, false),
+    planned("gocache", Style::Plain, false),
+    planned("laravel", Style::Php, false),
+    planned("laravel-9", Style::Php, false),
+    planned("layered-loader", Style::Plain, false),
+    planned("magento", Style::Php, false),
+    planned("medusa", Style::Plain, false),
+    planned("neos", Style::Php, false),
+    planned("nette", Style::Php, false),
+    planned("nextjs", Style::Plain, false),
+    planned("nextjs-cache-components", Style::Plain, false),
+    planned("nextjs-turbo", Style::Plain, false),
+    planned("prefix", Style::Plain, true),
+    planned("redis-tagged-cache", Style::Python, false),
+    planned("set", Style::Plain, true),
+    planned("stamp", Style::Plain, false),
+    planned("symfony-redis-tag-aware", Style::Php, false),
+    planned("symfony-tag-aware", Style::Php, false),
+    planned("typo3", Style::Php, false),
+    planned("vendure", Style::Plain, false),
+    planned("yii2", Style::Php, false),
 ];
 
 /// The dialect of that name.
 pub fn named(name: &str) -> Option<&'static Dialect> {
-    DIALECTS.iter().find(|dialect| dialect.name == name)
+    DIALECTS.iter().chain(&PLANNED).find(|dialect| dialect.name == name)
 }
 
 impl Library {

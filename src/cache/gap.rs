@@ -19,7 +19,27 @@ pub enum Scope {
     /// All that the rules can reach.
     Everything,
     /// Those of a few templates.
-    Keys(Vec<Pattern>),
+    Some(Keys),
+}
+
+/// Keys that a sweep is for, and tags that stand for more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// Keys to look for.
+    pub patterns: Vec<Pattern>,
+    /// Tags to send.
+    pub tags: Vec<Vec<u8>>,
+}
+
+impl Keys {
+    /// Adds what is not there yet.
+    pub fn extend(&mut self, more: &Keys) {
+        let patterns = more.patterns.iter().filter(|pattern| !self.patterns.contains(pattern));
+        let patterns: Vec<Pattern> = patterns.cloned().collect();
+        self.patterns.extend(patterns);
+        let tags: Vec<Vec<u8>> = more.tags.iter().filter(|tag| !self.tags.contains(tag)).cloned().collect();
+        self.tags.extend(tags);
+    }
 }
 
 impl Gap {
@@ -39,10 +59,9 @@ impl Scope {
     /// This one and another.
     pub fn and(self, other: Scope) -> Scope {
         match (self, other) {
-            (Scope::Keys(mut own), Scope::Keys(others)) => {
-                own.extend(others);
-                own.dedup();
-                Scope::Keys(own)
+            (Scope::Some(mut own), Scope::Some(others)) => {
+                own.extend(&others);
+                Scope::Some(own)
             }
             _ => Scope::Everything,
         }

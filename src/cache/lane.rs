@@ -20,7 +20,7 @@ use super::batch::Batch;
 use super::connection::Error;
 use super::coverage::Coverage;
 use super::flight::Outcome;
-use super::gap::Gap;
+use super::gap::{Gap, Scope};
 use super::marker::{Marker, Origin, Progress};
 use super::repeats::Repeats;
 use super::sweep::{Passed, Sweeps};
@@ -230,10 +230,10 @@ impl Lane {
         self.next.add(tags, floor, committed);
     }
 
-    /// Everything that the rules can reach goes stale, because of a transaction after `floor`.
-    pub fn sweep(&mut self, floor: Lsn) {
+    /// These keys go stale, because of a transaction after `floor`.
+    pub fn sweep(&mut self, scope: Scope, floor: Lsn) {
         if self.attachment == Attachment::Attached {
-            self.sweeps.want(floor);
+            self.sweeps.want(scope, floor);
         }
     }
 

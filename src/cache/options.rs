@@ -9,7 +9,7 @@ use super::command::Operation;
 use super::dialect::{self, DIALECTS, Dialect, KeyForm, KeyFormula, OperationForm};
 use super::releases;
 use crate::quantity;
-use crate::rules::diagnostic::{Diagnostic, Place};
+use crate::rules::diagnostic::{Diagnostic, Place, Severity};
 use crate::rules::expand::{Surroundings, expand};
 use crate::rules::fields::{self, Fields};
 use crate::rules::style::{self, Style};
@@ -41,7 +41,10 @@ impl Cache {
             .into_iter()
             .chain(dialect.options.iter().copied())
             .collect();
-        let fields = Fields::of(node, &format!("a cache of dialect {}", dialect.name), &known, problems)?;
+        let what = format!("a cache of dialect {}", dialect.name);
+        // What the options of a client that is not spoken yet are called is not known here.
+        let mut unjudged = Vec::new();
+        let fields = Fields::of(node, &what, &known, if dialect.planned { &mut unjudged } else { problems })?;
         let mut reader = Reader { fields, around, problems };
         let url = reader.url();
         let style = reader.style(dialect);
@@ -49,7 +52,7 @@ impl Cache {
         let operation = reader.operation(dialect);
         let repeat = reader.repeat();
         let detach_after = reader.seconds("detach_after").map_or(DEFAULT_DETACH, Duration::from_secs);
-        if problems.len() > reported {
+        if problems.iter().skip(reported).any(|problem| problem.severity == Severity::Error) {
             return None;
         }
         Some(Cache {
@@ -75,6 +78,10 @@ fn dialect_of(node: &Node, problems: &mut Vec<Diagnostic>) -> Option<&'static Di
     };
     let (place, name) = fields::text(entries.require("dialect", "the cache", problems)?, "`dialect`", problems)?;
     let found = dialect::named(name);
+    if found.is_some_and(|dialect| dialect.planned) {
+        let message = format!("the dialect `{name}` is not spoken yet: its rules can be checked and tested, not run");
+        problems.push(place.warning("not-yet", message));
+    }
     if found.is_none() {
         let problem = place.error("unknown-dialect", format!("unknown dialect `{name}`"));
         problems.push(problem.suggest(name, DIALECTS.iter().map(|dialect| dialect.name)));

@@ -7,8 +7,8 @@ use tokio_postgres::types::Type;
 
 use super::Cache;
 use super::dialect::KeyFormula;
-use crate::rules::file::TableName;
 use crate::rules::plan;
+use crate::rules::tables::TableName;
 use crate::rules::template::{Name, Piece, Placeholder, Template};
 
 /// The keys of one template, or of one hashed prefix.
@@ -51,7 +51,7 @@ impl Pattern {
                 Piece::Placeholder(placeholder) => match &placeholder.name {
                     Name::Table => Part::Literal(plan::constant(&table.name, placeholder)),
                     Name::Schema => Part::Literal(plan::constant(&table.schema, placeholder)),
-                    Name::Column(column) => column_part(placeholder, cache, type_of(column)),
+                    Name::Column(column, _) => column_part(placeholder, cache, type_of(column)),
                 },
             };
             match (parts.last_mut(), part) {

@@ -13,10 +13,10 @@ use redis::Value;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::Cache;
-use super::command::{new_version, on_key};
+use super::command::{commands, new_version, on_key};
 use super::connection::{self, Error, Kind};
-use super::gap::{Gap, Scope};
-use super::pattern::{Pattern, common_glob};
+use super::gap::{Gap, Keys, Scope};
+use super::pattern::common_glob;
 use crate::backoff::Backoff;
 use crate::source::lsn::Lsn;
 use crate::source::visibility::Snapshot;
@@ -31,7 +31,7 @@ type Running = Pin<Box<dyn Future<Output = Result<u64, Error>>>>;
 /// The sweeps of one cache: one runs and one waits; whatever comes meanwhile joins the one that waits.
 #[derive(Default)]
 pub struct Sweeps {
-    reach: Vec<Pattern>,
+    reach: Keys,
     waiting: Option<Wanted>,
     running: Option<(Wanted, Running)>,
     backoff: Backoff,
@@ -87,13 +87,13 @@ enum Pass {
 
 impl Sweeps {
     /// What a sweep reaches from now on.
-    pub fn reach(&mut self, patterns: Vec<Pattern>) {
-        self.reach = patterns;
+    pub fn reach(&mut self, keys: Keys) {
+        self.reach = keys;
     }
 
-    /// Wants a sweep of everything for something after `floor`.
-    pub fn want(&mut self, floor: Lsn) {
-        self.join(Wanted { floor, scope: Scope::Everything, resync: false });
+    /// Wants a sweep for something after `floor`.
+    pub fn want(&mut self, scope: Scope, floor: Lsn) {
+        self.join(Wanted { floor, scope, resync: false });
     }
 
     fn join(&mut self, wanted: Wanted) {
@@ -187,14 +187,14 @@ impl Sweeps {
         }
         if self.running.is_none() {
             let Some(wanted) = self.waiting.take() else { return Poll::Pending };
-            let patterns = match &wanted.scope {
+            let keys = match &wanted.scope {
                 Scope::Everything => self.reach.clone(),
-                Scope::Keys(patterns) => patterns.clone(),
+                Scope::Some(keys) => keys.clone(),
             };
             let (cache, wait) = (cache.clone(), self.backoff.pause());
             let run = async move {
                 sleep(wait).await;
-                if patterns.is_empty() { Ok(0) } else { sweep(&cache, &patterns).await }
+                sweep(&cache, &keys).await
             };
             self.running = Some((wanted, Box::pin(run)));
         }
@@ -233,12 +233,24 @@ impl Sweeps {
     }
 }
 
-/// Makes every key stale that one of the patterns matches; how many.
-async fn sweep(cache: &Cache, patterns: &[Pattern]) -> Result<u64, Error> {
+/// Makes every key stale that one of the patterns matches, and the tags; how many.
+async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys) -> Result<u64, Error> {
+    if patterns.is_empty() && tags.is_empty() {
+        return Ok(0);
+    }
     let failed = |error| Error::new(cache, &error);
     let mut connection = connection::open(cache).await?;
+    let mut pipeline = redis::Pipeline::new();
+    pipeline.ignore_errors();
+    for command in tags.iter().flat_map(|tag| commands(cache, tag, new_version())) {
+        pipeline.add_command(command.pack());
+    }
+    let sent = send(cache, &mut connection, pipeline).await? as u64;
+    if patterns.is_empty() {
+        return Ok(sent);
+    }
     let glob = common_glob(patterns);
-    let (mut cursor, mut swept) = (0_u64, 0);
+    let (mut cursor, mut swept) = (0_u64, sent);
     loop {
         let begin = Instant::now();
         let mut scan = redis::cmd("SCAN");
@@ -252,24 +264,35 @@ async fn sweep(cache: &Cache, patterns: &[Pattern]) -> Result<u64, Error> {
             pipeline.add_command(on_key(cache, key, new_version()).pack());
             swept += 1;
         }
-        let replies: Vec<Value> = match pipeline.is_empty() {
-            true => Vec::new(),
-            false => pipeline.query_async(&mut connection).await.map_err(failed)?,
-        };
-        for reply in replies {
-            if let Value::ServerError(error) = reply {
-                let error = Error::reply(cache, error);
-                if error.kind != Kind::Futile {
-                    return Err(error);
-                }
-                // One key that refuses its command for ever must not hold up all others.
-                tracing::error!(cache = cache.name, "{}; passed over by a sweep", error.sentence);
-            }
-        }
+        send(cache, &mut connection, pipeline).await?;
         if next == 0 {
             return Ok(swept);
         }
         cursor = next;
         sleep(begin.elapsed().min(LONGEST_PAUSE)).await;
     }
+}
+
+/// Sends a slice; how many commands it had. One key that refuses its command for ever must not hold up all others.
+async fn send(
+    cache: &Cache,
+    connection: &mut redis::aio::MultiplexedConnection,
+    pipeline: redis::Pipeline,
+) -> Result<usize, Error> {
+    if pipeline.is_empty() {
+        return Ok(0);
+    }
+    let replies: redis::RedisResult<Vec<Value>> = pipeline.query_async(connection).await;
+    let replies = replies.map_err(|error| Error::new(cache, &error))?;
+    let count = replies.len();
+    for reply in replies {
+        if let Value::ServerError(error) = reply {
+            let error = Error::reply(cache, error);
+            if error.kind != Kind::Futile {
+                return Err(error);
+            }
+            tracing::error!(cache = cache.name, "{}; passed over by a sweep", error.sentence);
+        }
+    }
+    Ok(count)
 }

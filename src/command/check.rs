@@ -1,49 +1,99 @@
 //! `waltag check`: are the rules right?
 
-use super::{load, session, show};
+use serde_json::json;
+
+use super::{session, show};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::settings::{Environment, Settings};
+use crate::rules::diagnostic::{Diagnostic, Severity};
+use crate::rules::{self, Rules};
+use crate::settings::{Environment, Settings, with_surroundings};
 use crate::setup::{catalog, verify};
 use crate::source::replication::error::Error;
 
-/// Validates the rule files, and with `live` what the database makes of them.
-pub async fn check(settings: &Settings, environment: &Environment, live: bool) -> Result<(), Failure> {
-    let rules = load(settings, environment)?;
-    for warning in &rules.warnings {
-        show(format_args!("{warning}\n"));
-    }
-    let mut told = rules.warnings.len();
-    if live {
+/// Validates the rule files, and with `live` what the database makes of them. With `strict` a warning is an error.
+pub async fn check(
+    settings: &Settings,
+    environment: &Environment,
+    live: bool,
+    strict: bool,
+    json: bool,
+) -> Result<(), Failure> {
+    let loaded = with_surroundings(environment, |around| Rules::load(&settings.rules, around));
+    let (rules, mut problems) = match loaded {
+        Err(rules::Error::Wrong(problems)) => (Rules::default(), problems),
+        loaded => (loaded?, Vec::new()),
+    };
+    problems.extend(rules.warnings.iter().cloned());
+    let wrong = problems.iter().any(|problem| problem.severity == Severity::Error);
+    let mut publication = true;
+    if live && !wrong {
         let (session, endpoint) = session(settings).await?;
         let read = catalog::read(&session, &rules, &settings.names.publication).await;
         let catalog = read.map_err(|error| Error::session("reading the catalog", &endpoint.to_string(), &error))?;
-        let (refused, warnings) = verify::tables(&rules, &catalog, &settings.names.publication);
-        for warning in &warnings {
-            show(format_args!("{warning}\n"));
-        }
-        told += warnings.len();
-        if !catalog.publication {
-            show(format_args!(
-                "the publication \"{}\" does not exist yet: `waltag setup` prints the SQL\n",
-                settings.names.publication
-            ));
-        }
-        if !refused.is_empty() {
-            let list: Vec<String> = refused.iter().map(ToString::to_string).collect();
-            return Err(Failure::new(Exit::Rules, list.join("\n\n")));
+        let (refused, told) = verify::tables(&rules, &catalog, &settings.names.publication);
+        problems.extend(refused);
+        problems.extend(told);
+        publication = catalog.publication;
+    }
+    let (errors, warnings): (Vec<&Diagnostic>, Vec<&Diagnostic>) =
+        problems.iter().partition(|problem| problem.severity == Severity::Error);
+    if json {
+        print_json(&problems, &rules);
+    } else {
+        warnings.iter().for_each(|warning| show(format_args!("{warning}\n")));
+        if !publication {
+            let name = &settings.names.publication;
+            show(format_args!("the publication \"{name}\" does not exist yet: `waltag setup` prints the SQL\n"));
         }
     }
+    if !errors.is_empty() {
+        let list = match json {
+            true => format!("{} errors", errors.len()),
+            false => errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n"),
+        };
+        return Err(Failure::new(Exit::Rules, list));
+    }
+    if !json {
+        summary(&rules, warnings.len());
+    }
+    match (strict, warnings.len()) {
+        (true, 1..) => Err(Failure::new(Exit::Rules, format!("{} warnings, and --strict", warnings.len()))),
+        _ => Ok(()),
+    }
+}
+
+fn summary(rules: &Rules, warnings: usize) {
     let count = |number: usize, word: &str| match number {
         1 => format!("1 {word}"),
         _ => format!("{number} {word}s"),
     };
-    show(format_args!(
-        "{}, {}, {}, {}",
+    let parts = [
         count(rules.rules.len(), "rule"),
         count(rules.tables().len(), "table"),
         count(rules.caches.len(), "cache"),
-        count(told, "warning")
-    ));
-    Ok(())
+        count(rules.tests.len(), "test"),
+        count(warnings, "warning"),
+    ];
+    show(parts.join(", "));
+}
+
+/// One object: every problem with its place, and how much there is.
+fn print_json(problems: &[Diagnostic], rules: &Rules) {
+    let problem = |problem: &Diagnostic| {
+        json!({
+            "severity": if problem.severity == Severity::Error { "error" } else { "warning" },
+            "code": problem.code,
+            "message": problem.message,
+            "help": problem.help,
+            "file": problem.place.path().display().to_string(),
+            "line": problem.place.line,
+            "column": problem.place.column,
+            "width": problem.place.width,
+        })
+    };
+    let list: Vec<_> = problems.iter().map(problem).collect();
+    show(
+        json!({"problems": list, "rules": rules.rules.len(), "caches": rules.caches.len(), "tests": rules.tests.len()}),
+    );
 }

@@ -11,8 +11,8 @@ use crate::failure::Failure;
 use crate::rules::Rules;
 use crate::rules::diagnostic::nearest;
 use crate::rules::events::Event;
-use crate::rules::file::TableName;
 use crate::rules::plan::{Cell, Change, Column, Plan};
+use crate::rules::tables::TableName;
 use crate::settings::{Environment, Settings};
 use crate::tags::Stale;
 
@@ -62,16 +62,17 @@ fn tell(
     let change = Change { event, old: old.as_deref(), new: new.as_deref() };
     for rule in rules.of_table(table) {
         let templates: Vec<&str> = rule.tags.iter().map(|tag| tag.template.text.as_str()).collect();
-        show(format_args!("{}  {}  {}", rule.place, rule.table, templates.join("  ")));
+        show(format_args!("{}  {}  {}", rule.place, rule.tables, templates.join("  ")));
     }
     let mut stale: Vec<Stale> = rules.caches.iter().map(|_| Stale::default()).collect();
     let mut unlisted = Vec::new();
     plan.render(change, &mut stale, |entry| unlisted.push(format!("`{}`: {}", entry.template, entry.reason)));
+    let stale: Vec<Stale> = stale.iter_mut().map(|stale| stale.take(true)).collect();
     for (cache, stale) in rules.caches.iter().zip(&stale).filter(|(_, stale)| !stale.tags.is_empty()) {
         show(format_args!("\n{} ({}, {})", cache.name, cache.dialect.name, cache.address()));
         for tag in stale.tags.iter() {
             show(format_args!("  {}", String::from_utf8_lossy(tag)));
-            for command in commands(cache, tag, new_version()) {
+            for command in commands(cache, tag, new_version()).filter(|_| !cache.dialect.planned) {
                 show(format_args!("    {command}"));
             }
         }
@@ -91,13 +92,21 @@ fn row(flag: &str, text: &str) -> Result<Map<String, Value>, String> {
     }
 }
 
-/// The columns of both rows. JSON knows booleans; everything else is PostgreSQL's text as given.
+/// The columns of both rows. What JSON knows is typed; everything else is PostgreSQL's text as given.
 fn columns(old: Option<&Map<String, Value>>, new: Option<&Map<String, Value>>) -> Vec<Column> {
     let mut columns: Vec<Column> = Vec::new();
     for (name, value) in [old, new].into_iter().flatten().flatten() {
-        let type_oid = if value.is_boolean() { Type::BOOL } else { Type::TEXT }.oid();
+        let type_oid = match value {
+            Value::Bool(_) => Type::BOOL,
+            Value::Number(number) if number.is_f64() => Type::NUMERIC,
+            Value::Number(_) => Type::INT8,
+            Value::Array(_) => Type::TEXT_ARRAY,
+            Value::Object(_) => Type::JSONB,
+            Value::Null | Value::String(_) => Type::TEXT,
+        }
+        .oid();
         match columns.iter_mut().find(|column| column.name == *name) {
-            Some(known) if value.is_boolean() => known.type_oid = type_oid,
+            Some(known) if known.type_oid == Type::TEXT.oid() => known.type_oid = type_oid,
             Some(_) => {}
             None => columns.push(Column { name: name.clone(), type_oid, key: true }),
         }
@@ -111,6 +120,11 @@ fn text(value: Option<&Value>) -> Option<String> {
         Some(Value::Bool(true)) => Some("t".into()),
         Some(Value::Bool(false)) => Some("f".into()),
         Some(Value::String(text)) => Some(text.clone()),
+        Some(Value::Array(items)) => {
+            let quote = |text: String| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+            let items = items.iter().map(|item| text(Some(item)).map_or("NULL".to_owned(), quote));
+            Some(format!("{{{}}}", items.collect::<Vec<_>>().join(",")))
+        }
         Some(other) => Some(other.to_string()),
     }
 }

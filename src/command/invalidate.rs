@@ -19,6 +19,7 @@ pub async fn invalidate(
     tags: &[String],
 ) -> Result<(), Failure> {
     let rules = load(settings, environment)?;
+    rules.refuse_planned()?;
     let chosen: Vec<_> = match (cache, rules.default_cache()) {
         (Some(name), _) => {
             let names: Vec<&str> = rules.caches.iter().map(|cache| cache.name.as_str()).collect();

@@ -4,8 +4,10 @@ pub mod check;
 pub mod explain;
 pub mod invalidate;
 pub mod run;
+pub mod schema;
 pub mod setup;
 pub mod status;
+pub mod test;
 
 use std::fmt::Display;
 use std::io::Write;

@@ -8,8 +8,8 @@ use crate::rules::Rules;
 use crate::rules::registry::Registry;
 use crate::settings::{Environment, Settings};
 
-/// Loads the rules, applies `setup` if asked, and runs until a signal.
-pub async fn run(settings: Settings, environment: &Environment, setup: bool) -> Result<(), Failure> {
+/// Loads the rules, applies `setup` if asked, and runs until a signal; with `once` until it has caught up with its start.
+pub async fn run(settings: Settings, environment: &Environment, setup: bool, once: bool) -> Result<(), Failure> {
     if !settings.dsn.ignored.is_empty() {
         tracing::warn!("ignored in the database URL (other drivers' parameters): {}", settings.dsn.ignored.join(", "));
     }
@@ -28,7 +28,7 @@ pub async fn run(settings: Settings, environment: &Environment, setup: bool) -> 
             tokio::time::sleep(backoff.next()).await;
         }
     }
-    daemon::run(settings, Start { registry, rules, refused }).await
+    daemon::run(settings, Start { registry, rules, refused, once }).await
 }
 
 /// The rules as they are, or the last good ones and why.

@@ -267,6 +267,7 @@ impl Daemon {
         for (index, lane) in flow.lanes.iter_mut().enumerate() {
             let coverage = self.rules.coverage(
                 index,
+                catalog.tables.keys(),
                 |table, column| catalog.type_of(table, column),
                 |table| {
                     catalog.tables.get(table).filter(|found| sends_all(table, found, &catalog)).map(Table::fingerprint)

@@ -110,21 +110,33 @@ impl fmt::Display for Diagnostic {
         let line = self.place.line.to_string();
         let margin = " ".repeat(line.len());
         // A tab stays a tab under the line, so that the caret stands where the eye looks.
-        let text = self.place.line_text();
-        let before = text.chars().take(self.place.column.saturating_sub(1));
+        let masked = masked(&printable(self.place.line_text()));
+        let (text, column) = excerpt(&masked, self.place.column);
+        let before = text.chars().take(column.saturating_sub(1));
         let indent: String = before.map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-        let room = text.chars().count().saturating_sub(self.place.column - 1).max(1);
+        let room = text.chars().count().saturating_sub(column - 1).max(1);
         let caret = "^".repeat(self.place.width.clamp(1, room));
         writeln!(f, "{severity}[{}]: {}", self.code, self.message)?;
         writeln!(f, "{margin}--> {}", self.place)?;
         writeln!(f, "{margin} |")?;
-        writeln!(f, "{line} | {}", masked(&printable(text)))?;
+        writeln!(f, "{line} | {text}")?;
         write!(f, "{margin} | {indent}{caret}")?;
         match &self.help {
             Some(help) => write!(f, "\n{margin} = help: {help}"),
             None => Ok(()),
         }
     }
+}
+
+/// The part of a long line around a column, and where the column is in it.
+fn excerpt(text: &str, column: usize) -> (String, usize) {
+    const WIDTH: usize = 160;
+    const BEFORE: usize = 80;
+    let first = match text.chars().count() > WIDTH {
+        true => column.saturating_sub(BEFORE),
+        false => 0,
+    };
+    (text.chars().skip(first).take(WIDTH).collect(), column - first.min(column - 1))
 }
 
 /// Control characters of a rule file must not reach a terminal.
@@ -216,7 +228,12 @@ mod tests {
     fn caret_stands_under_the_word() {
         let source = Arc::new(Source { path: "r.yaml".into(), text: "a: 1\n\tb: oops\n".into() });
         let place = Place { source, line: 2, column: 5, width: 4 };
-        let shown = place.error("x", "no").help("do").to_string();
-        assert_eq!(shown, "error[x]: no\n --> r.yaml:2:5\n  |\n2 | \tb: oops\n  | \t   ^^^^\n  = help: do");
+        let shown = place.error("type", "no").help("do").to_string();
+        let long = Arc::new(Source { path: "r.yaml".into(), text: format!("{}b{}", "a".repeat(500), "c".repeat(500)) });
+        let far = Place { source: long, line: 1, column: 501, width: 1 }.error("type", "no").to_string();
+        let lines: Vec<&str> = far.lines().collect();
+        assert_eq!(lines[3].find('b'), lines[4].find('^'), "{far}");
+        assert!(far.len() < 600, "{far}");
+        assert_eq!(shown, "error[type]: no\n --> r.yaml:2:5\n  |\n2 | \tb: oops\n  | \t   ^^^^\n  = help: do");
     }
 }

@@ -3,6 +3,8 @@
 //! text -> [`yaml`] (a tree with places) -> [`mod@file`] (as written) -> [`Rules`] (as meant: caches by index, files merged)
 //! -> [`plan`] (bound to the columns of one relation).
 
+pub mod cases;
+pub mod condition;
 pub mod diagnostic;
 pub mod events;
 pub mod expand;
@@ -10,11 +12,15 @@ pub mod fields;
 pub mod file;
 pub mod filter;
 pub mod kept;
+pub mod options;
 pub mod paths;
 pub mod plan;
+mod python;
 pub mod registry;
 pub mod style;
+pub mod tables;
 pub mod template;
+pub mod value;
 pub mod watch;
 pub mod yaml;
 
@@ -27,11 +33,17 @@ use prometheus_client::metrics::counter::Counter;
 use crate::cache::Cache;
 use crate::cache::command::Operation;
 use crate::cache::coverage::{self, Coverage, Covered, Fingerprint};
+use crate::cache::gap::Keys;
 use crate::cache::pattern::Pattern;
+use cases::{Case, Expected};
+use condition::Condition;
 use diagnostic::{Diagnostic, Place, Severity, Source};
 use events::Events;
 use expand::Surroundings;
-use file::{RuleEntry, TableName};
+use file::RuleEntry;
+use options::{Changes, Collapse, Old, Unknown};
+use style::Style;
+use tables::{TableName, TableSet};
 use template::{Placeholder, Template};
 
 /// A whole rule set. It is replaced whole or not at all.
@@ -45,6 +57,10 @@ pub struct Rules {
     pub warnings: Vec<Diagnostic>,
     /// What it was read from: `${...}` as written, because what it stands for may be secret.
     pub files: Files,
+    /// `tests:` of all files.
+    pub tests: Vec<Case>,
+    /// Conditions that could not be decided.
+    pub undecided: Counter,
     /// Stands for the values of `${...}` and the content of files that the caches name.
     pub fingerprint: u64,
 }
@@ -52,14 +68,18 @@ pub struct Rules {
 /// Rule files as read: path and content.
 pub type Files = Vec<(PathBuf, Vec<u8>)>;
 
-/// One table and its tags.
+/// Tables and their tags.
 pub struct Rule {
-    /// The table.
-    pub table: TableName,
-    /// Where it is named.
+    /// The tables.
+    pub tables: TableSet,
+    /// Where they are named.
     pub place: Place,
     /// Its tags.
     pub tags: Vec<Tag>,
+    /// What holds for old values that are not sent.
+    pub old: Old,
+    /// Many tags become few.
+    pub collapse: Option<Collapse>,
 }
 
 /// One template of a rule.
@@ -72,6 +92,14 @@ pub struct Tag {
     pub literal: bool,
     /// What it listens to.
     pub events: Events,
+    /// Which columns make an update count.
+    pub changes: Vec<Changes>,
+    /// Conditions, all of which must hold.
+    pub when: Vec<(Place, Condition)>,
+    /// What goes stale when its tags cannot be listed.
+    pub unknown: Option<(Place, Unknown)>,
+    /// How values are written, where the placeholder does not say it.
+    pub style: Option<Style>,
     /// Indices into [`Rules::caches`].
     pub caches: Vec<usize>,
     /// How many tags it made, for each of `caches`.
@@ -91,6 +119,9 @@ pub enum Error {
     /// No files (exit 66).
     #[error(transparent)]
     Paths(#[from] paths::Error),
+    /// A cache whose client is not spoken yet (exit 65).
+    #[error("the cache `{0}` cannot be run: the dialect `{1}` is not spoken yet")]
+    Planned(String, &'static str),
     /// Nothing can be made stale (exit 65).
     #[error("the rules define no cache; add one under `caches:`")]
     NoCache,
@@ -135,10 +166,17 @@ impl Rules {
             }
         }
         let declared: Vec<&str> = read.iter().flat_map(|file| &file.caches).map(|(key, _)| key.name.as_str()).collect();
-        for entry in read.into_iter().flat_map(|file| file.rules) {
+        let (mut entries, mut tests) = (Vec::new(), Vec::new());
+        for file in read {
+            entries.extend(file.rules);
+            tests.extend(file.tests);
+        }
+        for entry in entries {
             let rule = rules.resolve(entry, &declared, &mut problems);
             rules.rules.push(rule);
         }
+        rules.tests = tests;
+        rules.refuse_unfit(&mut problems);
         rules.find_repetitions(&mut problems);
         let (errors, warnings) = problems.into_iter().partition(|problem| problem.severity == Severity::Error);
         rules.warnings = warnings;
@@ -149,10 +187,12 @@ impl Rules {
 
     /// Turns names of caches into indices.
     fn resolve(&self, entry: RuleEntry, declared: &[&str], problems: &mut Vec<Diagnostic>) -> Rule {
-        let of_rule = entry.caches.map(|names| self.indices(&names, declared, problems));
+        let RuleEntry { tables, place, tags: entries, options, old, collapse, style } = entry;
+        let of_rule = options.caches.map(|names| self.indices(&names, declared, problems));
+        let events = options.events.unwrap_or(Events::ALL);
         let mut tags = Vec::new();
-        for tag in entry.tags {
-            let own = tag.caches.map(|names| self.indices(&names, declared, problems));
+        for tag in entries {
+            let own = tag.options.caches.map(|names| self.indices(&names, declared, problems));
             let caches = own.or_else(|| of_rule.clone()).or_else(|| self.default_cache().map(|cache| vec![cache]));
             if caches.is_none() && (declared.is_empty() || !self.caches.is_empty()) {
                 let message = "this tag names no cache, and there is no default";
@@ -165,12 +205,16 @@ impl Rules {
                 template: tag.template,
                 place: tag.place,
                 literal: tag.literal,
-                events: tag.events,
+                events: tag.options.events.unwrap_or(Events::ALL).and(events),
+                changes: [options.changes.clone(), tag.options.changes].concat(),
+                when: [options.when.clone(), tag.options.when].concat(),
+                unknown: tag.options.unknown.or_else(|| options.unknown.clone()),
+                style,
                 caches,
                 made,
             });
         }
-        Rule { table: entry.table, place: entry.place, tags }
+        Rule { tables, place, tags, old, collapse }
     }
 
     fn indices(&self, names: &[(Place, String)], declared: &[&str], problems: &mut Vec<Diagnostic>) -> Vec<usize> {
@@ -196,15 +240,50 @@ impl Rules {
         named.or((self.caches.len() == 1).then_some(0))
     }
 
+    /// `unknown` where it cannot select, `collapse` that would fan out, tests of caches that are not there.
+    fn refuse_unfit(&self, problems: &mut Vec<Diagnostic>) {
+        for rule in &self.rules {
+            for tag in &rule.tags {
+                let Some((place, Unknown::Pattern)) = &tag.unknown else { continue };
+                for cache in tag.caches.iter().filter_map(|index| self.caches.get(*index)) {
+                    let hashed = cache.keys.iter().any(|key| Pattern::of_formula(key).is_some());
+                    let table = TableName { schema: "s".into(), name: "t".into() };
+                    if hashed || Pattern::of_template(&tag.template, cache, &table, |_| None).is_none() {
+                        let message = format!(
+                            "`{}` cannot be found by its pattern in the cache `{}`",
+                            tag.template.text, cache.name
+                        );
+                        let help = match hashed {
+                            true => "its keys are hashed: write `unknown: everything`, or tags without columns",
+                            false => {
+                                "it must start with a literal that ends in a separator; or name tags without columns"
+                            }
+                        };
+                        problems.push(place.error("unknown-pattern", message).help(help));
+                    }
+                }
+            }
+        }
+        for case in &self.tests {
+            let Expected::PerCache(caches) = &case.expect else { continue };
+            for (place, name, _) in
+                caches.iter().filter(|(_, name, _)| self.caches.iter().all(|cache| cache.name != *name))
+            {
+                let problem = place.error("unknown-cache", format!("unknown cache `{name}`"));
+                problems.push(problem.suggest(name, self.caches.iter().map(|cache| cache.name.as_str())));
+            }
+        }
+    }
+
     /// The same template for the same table and cache twice.
     fn find_repetitions(&self, problems: &mut Vec<Diagnostic>) {
-        let mut seen: HashMap<(&TableName, usize, &str), &Place> = HashMap::new();
+        let mut seen: HashMap<(&TableSet, usize, &str), &Place> = HashMap::new();
         for rule in &self.rules {
             for tag in &rule.tags {
                 for cache in &tag.caches {
-                    let key = (&rule.table, *cache, tag.template.text.as_str());
+                    let key = (&rule.tables, *cache, tag.template.text.as_str());
                     if let Some(first) = seen.get(&key) {
-                        let message = format!("`{}` of {} stands here again", tag.template.text, rule.table);
+                        let message = format!("`{}` of {} stands here again", tag.template.text, rule.tables);
                         problems.push(tag.place.warning("repeated-tag", message).help(format!("first at {first}")));
                     }
                     seen.entry(key).or_insert(&tag.place);
@@ -214,38 +293,29 @@ impl Rules {
     }
 
     /// What these rules make stale in one cache, for tables that are `published`, and where a sweep finds its keys: the tag
-    /// keys of a library, or where the tag is the key, what the template can render.
-    pub fn coverage(
+    /// keys of a library, or where the tag is the key, what the template can render. `known` are the tables of the database.
+    pub fn coverage<'a>(
         &self,
         cache: usize,
+        known: impl Iterator<Item = &'a TableName> + Clone,
         type_of: impl Fn(&TableName, &str) -> Option<u32>,
         published: impl Fn(&TableName) -> Option<Fingerprint>,
     ) -> Coverage {
         let Some(of) = self.caches.get(cache) else { return Coverage::default() };
         let mut coverage = Coverage { options: of.options_id(), ..Coverage::default() };
-        let formulas: Vec<Pattern> = of.keys.iter().filter_map(Pattern::of_formula).collect();
-        // Where an absent key is valid, a key that was never invalidated is not there to be found.
-        let findable = !matches!(of.operation, Operation::Set { existing: false, .. });
         for rule in &self.rules {
-            for tag in rule.tags.iter().filter(|tag| tag.caches.contains(&cache)) {
-                let mut patterns = formulas.clone();
-                if patterns.is_empty() {
-                    let type_of = |column: &str| type_of(&rule.table, column);
-                    let pattern = Pattern::of_template(&tag.template, of, &rule.table, type_of);
-                    patterns.extend(pattern.filter(|_| findable));
-                }
-                let text = tag.template.text.clone();
-                if patterns.is_empty() {
-                    coverage.unreachable.push(text.clone());
-                }
-                for pattern in &patterns {
-                    if !coverage.reach.contains(pattern) {
-                        coverage.reach.push(pattern.clone());
+            for table in rule.tables.among(known.clone()) {
+                for tag in rule.tags.iter().filter(|tag| tag.caches.contains(&cache)) {
+                    let keys = tag.keys(of, &table, |column| type_of(&table, column));
+                    let text = tag.template.text.clone();
+                    if keys == Keys::default() && !coverage.unreachable.contains(&text) {
+                        coverage.unreachable.push(text.clone());
                     }
-                }
-                if let Some(table) = published(&rule.table) {
-                    let id = coverage::id(&format!("{}\0{text}\0{:?}", rule.table, tag.events));
-                    coverage.templates.push(Covered { id, table, text, patterns });
+                    coverage.reach.extend(&keys);
+                    if let Some(found) = published(&table) {
+                        let id = coverage::id(&tag.identity(rule, &table));
+                        coverage.templates.push(Covered { id, table: found, text, keys });
+                    }
                 }
             }
         }
@@ -254,15 +324,55 @@ impl Rules {
 
     /// The rules of one table.
     pub fn of_table<'a>(&'a self, table: &'a TableName) -> impl Iterator<Item = &'a Rule> {
-        self.rules.iter().filter(move |rule| rule.table == *table)
+        self.rules.iter().filter(move |rule| rule.tables.contains(table))
     }
 
-    /// Every table that a rule names, once, sorted.
+    /// What speaks to Redis needs dialects that are there.
+    pub fn refuse_planned(&self) -> Result<(), Error> {
+        match self.caches.iter().find(|cache| cache.dialect.planned) {
+            Some(cache) => Err(Error::Planned(cache.name.clone(), cache.dialect.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Every table that a rule names, once, sorted; patterns name none.
     pub fn tables(&self) -> Vec<&TableName> {
-        let mut tables: Vec<&TableName> = self.rules.iter().map(|rule| &rule.table).collect();
+        let mut tables: Vec<&TableName> = self.rules.iter().filter_map(|rule| rule.tables.one()).collect();
         tables.sort();
         tables.dedup();
         tables
+    }
+
+    /// Does a rule name its tables by a pattern?
+    pub fn has_patterns(&self) -> bool {
+        self.rules.iter().any(|rule| rule.tables.one().is_none())
+    }
+}
+
+impl Tag {
+    /// Where a sweep finds its keys in a cache; nothing where they could be any, or cannot be found.
+    fn keys(&self, cache: &Cache, table: &TableName, type_of: impl Fn(&str) -> Option<u32>) -> Keys {
+        if let Some((_, Unknown::Tags(templates))) = &self.unknown {
+            let tags = templates.iter().map(|(_, template)| plan::plain(template, table)).collect();
+            return Keys { patterns: Vec::new(), tags };
+        }
+        let mut patterns: Vec<Pattern> = cache.keys.iter().filter_map(Pattern::of_formula).collect();
+        if patterns.is_empty() {
+            // Where an absent key is valid, a key that was never invalidated is not there to be found.
+            let findable = !matches!(cache.operation, Operation::Set { existing: false, .. });
+            patterns.extend(Pattern::of_template(&self.template, cache, table, type_of).filter(|_| findable));
+        }
+        Keys { patterns, tags: Vec::new() }
+    }
+
+    /// All that decides which changes make which tags stale.
+    fn identity(&self, rule: &Rule, table: &TableName) -> String {
+        let names = |changes: &Changes| changes.columns.iter().map(|(_, name)| name.clone()).collect::<Vec<_>>();
+        let changes: Vec<_> = self.changes.iter().map(|changes| (changes.only, names(changes))).collect();
+        let when: Vec<&str> = self.when.iter().map(|(_, condition)| condition.text.as_str()).collect();
+        let collapse = rule.collapse.as_ref().map(|collapse| (collapse.over, &collapse.to.text));
+        let Tag { template, events, style, .. } = self;
+        format!("{table}\0{}\0{events:?}{changes:?}{when:?}{collapse:?}{style:?}{:?}", template.text, rule.old)
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::tables::fits;
+
 /// Why a rule path gives no files (exit 66).
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -113,16 +115,6 @@ fn matches(pattern: &Path) -> Vec<PathBuf> {
         matched = next;
     }
     matched
-}
-
-fn fits(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern, name) {
-        ([], []) => true,
-        ([b'*', rest @ ..], _) => (0..=name.len()).any(|skip| fits(rest, name.get(skip..).unwrap_or_default())),
-        ([b'?', rest @ ..], [_, tail @ ..]) => fits(rest, tail),
-        ([first, rest @ ..], [byte, tail @ ..]) => first == byte && fits(rest, tail),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

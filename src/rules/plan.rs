@@ -1,18 +1,19 @@
 //! The rules of one relation, bound to its columns: indices and literal bytes, no names. Compiled when a Relation message
 //! arrives, so a changed table gets a new plan with its first change.
 
-use std::borrow::Cow;
+mod entry;
+
+use std::cell::Cell as Slot;
 
 use prometheus_client::metrics::counter::Counter;
 
 use super::Rules;
-use super::events::{Event, Events};
-use super::file::TableName;
-use super::filter::Filter;
-use super::style::Style;
-use super::template::{Name, Piece as Written, Placeholder, Template};
-use crate::cache::Cache;
-use crate::tags::{Stale, Tags};
+use super::condition::{Condition, Image, Question};
+use super::events::Event;
+use super::tables::TableName;
+use crate::tags::Stale;
+use entry::Entry;
+pub(crate) use entry::{constant, plain};
 
 /// A column of the relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,30 +29,14 @@ pub struct Column {
 /// Everything that a change of one relation makes stale.
 pub struct Plan {
     entries: Vec<Entry>,
+    conditions: Vec<Condition>,
+    columns: Vec<Column>,
+    table: String,
+    undecided: Counter,
     /// Columns that are looked at: values behind the last one need not be decoded.
     pub width: usize,
     /// Templates that no longer fit the relation, in words. Each change asks for a sweep in their place.
     pub unfit: Vec<String>,
-}
-
-/// One template for one cache.
-struct Entry {
-    cache: usize,
-    events: Events,
-    pieces: Vec<Piece>,
-    empty_skips: bool,
-    constant: bool,
-    /// All columns belong to the replica identity: an update without an old row did not change them.
-    within_key: bool,
-    /// A column is missing.
-    unfit: bool,
-    text: String,
-    made: Counter,
-}
-
-enum Piece {
-    Literal(Vec<u8>),
-    Column { index: usize, writing: Writing },
 }
 
 /// A column's value in one image of a row.
@@ -85,34 +70,55 @@ pub struct Unlisted<'a> {
     pub reason: &'static str,
 }
 
+/// Which image of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Old,
+    New,
+}
+
 impl Plan {
     /// Binds the rules of `tables` (the relation itself and its ancestors) to the relation's columns.
     pub fn compile(rules: &Rules, tables: &[TableName], columns: &[Column]) -> Plan {
-        let mut plan = Plan { entries: Vec::new(), width: 0, unfit: Vec::new() };
+        let table = tables.first().map(ToString::to_string).unwrap_or_default();
+        let (entries, conditions, unfit) = (Vec::new(), Vec::new(), Vec::new());
+        let undecided = rules.undecided.clone();
+        let mut plan = Plan { entries, conditions, columns: columns.to_vec(), table, undecided, width: 0, unfit };
         for table in tables {
-            for tag in rules.of_table(table).flat_map(|rule| &rule.tags) {
-                for (index, made) in tag.caches.iter().zip(&tag.made) {
-                    let Some(cache) = rules.caches.get(*index) else { continue };
-                    match Entry::compile(&tag.template, tag.events, *index, cache, table, columns) {
-                        Ok(entry) => plan.entries.push(Entry { made: made.clone(), ..entry }),
-                        Err(column) => {
+            for (number, rule) in rules.rules.iter().enumerate().filter(|(_, rule)| rule.tables.contains(table)) {
+                for tag in &rule.tags {
+                    let when: Vec<usize> = tag.when.iter().map(|(_, condition)| plan.condition(condition)).collect();
+                    for (index, made) in tag.caches.iter().zip(&tag.made) {
+                        let Some(cache) = rules.caches.get(*index) else { continue };
+                        let compiled = Entry::compile(rule, number, tag, *index, cache, table, columns);
+                        let mut entry = compiled.unwrap_or_else(|column| {
                             plan.unfit.push(format!(
                                 "{}: `{}` needs the column `{column}`, which {table} does not have (any more)",
                                 tag.place, tag.template.text
                             ));
-                            plan.entries.push(Entry::unfit(&tag.template, tag.events, *index));
-                        }
+                            Entry::unfit(rule, tag, *index, cache, table)
+                        });
+                        (entry.made, entry.when) = (made.clone(), when.clone());
+                        plan.entries.push(entry);
                     }
                 }
             }
         }
         plan.unfit.dedup();
-        let columns = plan.entries.iter().flat_map(|entry| &entry.pieces).filter_map(|piece| match piece {
-            Piece::Column { index, .. } => Some(index + 1),
-            Piece::Literal(_) => None,
+        let of_conditions = plan.conditions.iter().flat_map(|condition| {
+            let names = condition.row.iter().chain(&condition.old).chain(&condition.new);
+            names.filter_map(|name| columns.iter().position(|column| column.name == *name))
         });
-        plan.width = columns.max().unwrap_or(0);
+        let looked_at = plan.entries.iter().flat_map(Entry::columns).chain(of_conditions);
+        plan.width = looked_at.max().map_or(0, |last| last + 1);
         plan
+    }
+
+    fn condition(&mut self, condition: &Condition) -> usize {
+        self.conditions.iter().position(|known| known == condition).unwrap_or_else(|| {
+            self.conditions.push(condition.clone());
+            self.conditions.len() - 1
+        })
     }
 
     /// Does no rule look at this relation?
@@ -122,151 +128,55 @@ impl Plan {
 
     /// Renders every tag that `change` makes stale, one set per cache. What cannot be listed asks for a sweep, and is told.
     pub fn render<'p>(&'p self, change: Change, stale: &mut [Stale], mut unlisted: impl FnMut(Unlisted<'p>)) {
+        // Each condition is asked at most once per image.
+        let answers: Vec<[Slot<Option<bool>>; 2]> = self.conditions.iter().map(|_| Default::default()).collect();
+        let holds = |condition: usize, side: Side| -> bool {
+            let Some(slot) = answers.get(condition).and_then(|slots| slots.get(side as usize)) else { return true };
+            if slot.get().is_none() {
+                slot.set(Some(self.ask(condition, side, &change)));
+            }
+            slot.get().unwrap_or(true)
+        };
         for entry in self.entries.iter().filter(|entry| entry.events.contains(change.event)) {
-            let Some(Stale { tags, sweep }) = stale.get_mut(entry.cache) else { continue };
-            let rendered = match (change.event, entry.constant) {
-                (Event::Truncate, true) => entry.insert(&[], tags),
-                (Event::Truncate, false) => Err("TRUNCATE does not say which rows there were"),
-                _ => entry.render(change, tags),
-            };
-            if let Err(reason) = rendered {
-                *sweep = true;
+            let Some(stale) = stale.get_mut(entry.cache) else { continue };
+            if let Err(reason) = entry.render(&change, &holds, stale) {
+                entry.give_up(stale);
                 unlisted(Unlisted { template: &entry.text, reason });
             }
         }
     }
-}
 
-impl Entry {
-    fn compile(
-        template: &Template,
-        events: Events,
-        index: usize,
-        cache: &Cache,
-        table: &TableName,
-        columns: &[Column],
-    ) -> Result<Entry, String> {
-        let (mut pieces, mut within_key) = (Vec::new(), true);
-        for written in &template.pieces {
-            let placeholder = match written {
-                Written::Literal(text) => {
-                    pieces.push(Piece::Literal(text.as_bytes().to_vec()));
-                    continue;
-                }
-                Written::Placeholder(placeholder) => placeholder,
-            };
-            match &placeholder.name {
-                Name::Table => pieces.push(Piece::Literal(constant(&table.name, placeholder))),
-                Name::Schema => pieces.push(Piece::Literal(constant(&table.schema, placeholder))),
-                Name::Column(name) => {
-                    let found = columns.iter().position(|column| column.name == *name);
-                    let (index, column) =
-                        found.and_then(|at| Some((at, columns.get(at)?))).ok_or_else(|| name.clone())?;
-                    within_key &= column.key;
-                    let style = placeholder.style.unwrap_or(cache.style);
-                    let null = placeholder.style.and_then(Style::null);
-                    let filters = placeholder.filters.clone();
-                    let writing = Writing { type_oid: column.type_oid, style, null, filters };
-                    pieces.push(Piece::Column { index, writing });
-                }
+    /// Does a condition hold for an image? Doubt says yes, and is counted.
+    fn ask(&self, condition: usize, side: Side, change: &Change) -> bool {
+        let Some(condition) = self.conditions.get(condition) else { return true };
+        let image = |cells: Option<&[Cell]>, name: &str| {
+            let at = self.columns.iter().position(|column| column.name == name)?;
+            let type_oid = self.columns.get(at)?.type_oid;
+            match cells.map(|cells| cells.get(at).copied().unwrap_or(Cell::Unknown)) {
+                // A row that there is not is a row of nulls.
+                None | Some(Cell::Null) => Some((type_oid, None)),
+                Some(Cell::Text(text)) => Some((type_oid, Some(text.to_owned()))),
+                Some(Cell::Unknown) => None,
             }
-        }
-        let (empty_skips, constant) = (cache.dialect.empty_skips, template.is_constant());
-        let (unfit, text, made) = (false, template.text.clone(), Counter::default());
-        Ok(Entry { cache: index, events, pieces, empty_skips, constant, within_key, unfit, text, made })
+        };
+        // An old row that was not sent is no row of nulls.
+        let sent = change.old.is_some() || change.event == Event::Insert;
+        let old = |name: &str| if sent { image(change.old, name) } else { None };
+        let new = |name: &str| match (image(change.new, name), change.old) {
+            // TOAST that did not change.
+            (None, Some(_)) => image(change.old, name),
+            (found, _) => found,
+        };
+        let row: Image = match side {
+            Side::Old => &old,
+            Side::New => &new,
+        };
+        let question = Question { row, old: &old, new: &new, event: change.event, table: &self.table };
+        condition.holds(&question).unwrap_or_else(|| {
+            self.undecided.inc();
+            true
+        })
     }
-
-    /// Stands for a template that needs a column which is not there.
-    fn unfit(template: &Template, events: Events, cache: usize) -> Entry {
-        let (pieces, text, made) = (Vec::new(), template.text.clone(), Counter::default());
-        Entry { cache, events, pieces, empty_skips: false, constant: false, within_key: false, unfit: true, text, made }
-    }
-
-    fn render(&self, change: Change, tags: &mut Tags) -> Result<(), &'static str> {
-        if self.unfit {
-            return Err("a column that the template needs is gone");
-        }
-        if let Some(new) = change.new {
-            self.insert(new, tags).or_else(|reason| match change.old {
-                // A TOASTed value that did not change is in the old row, if that was sent.
-                Some(old) => self.insert(&patched(new, old), tags),
-                None => Err(reason),
-            })?;
-        }
-        match (change.event, change.old) {
-            (Event::Insert, _) => Ok(()),
-            (_, Some(old)) => self.insert(old, tags),
-            // No old row: the identity's columns did not change, so the new image said all.
-            (_, None) if self.within_key => Ok(()),
-            (_, None) => Err("the replica identity does not send the old value"),
-        }
-    }
-
-    fn insert(&self, row: &[Cell], tags: &mut Tags) -> Result<(), &'static str> {
-        let mut unknown = false;
-        let new = tags.insert_with(|out| {
-            self.pieces.iter().all(|piece| match piece {
-                Piece::Literal(bytes) => {
-                    out.extend_from_slice(bytes);
-                    true
-                }
-                Piece::Column { index, writing } => {
-                    let cell = row.get(*index).copied().unwrap_or(Cell::Unknown);
-                    unknown |= cell == Cell::Unknown;
-                    let value = match cell {
-                        Cell::Text(text) => Some(text),
-                        Cell::Null | Cell::Unknown => None,
-                    };
-                    match writing.write(value) {
-                        Some(text) if !(self.empty_skips && text.is_empty()) => {
-                            out.extend_from_slice(text.as_bytes());
-                            true
-                        }
-                        _ => false,
-                    }
-                }
-            }) && !unknown
-        });
-        self.made.inc_by(u64::from(new));
-        if unknown { Err("the replica identity does not send the old value") } else { Ok(()) }
-    }
-}
-
-/// The new row, with what was not sent taken from the old one.
-fn patched<'a>(new: &[Cell<'a>], old: &[Cell<'a>]) -> Vec<Cell<'a>> {
-    let pairs = new.iter().zip(old);
-    pairs.map(|(new, old)| if *new == Cell::Unknown { *old } else { *new }).collect()
-}
-
-/// How a column's value becomes text: its style first, then the filters in order.
-struct Writing {
-    type_oid: u32,
-    style: Style,
-    /// What NULL is before the filters: only a style that the placeholder names itself says so.
-    null: Option<&'static str>,
-    filters: Vec<Filter>,
-}
-
-impl Writing {
-    /// `None` skips the tag: NULL that neither the style nor a filter gives a text.
-    fn write<'a>(&self, value: Option<&'a str>) -> Option<Cow<'a, str>> {
-        let text = value.map(|value| self.style.write(self.type_oid, value)).or(self.null.map(Into::into));
-        filtered(text, &self.filters).or_else(|| self.style.null().map(Into::into))
-    }
-}
-
-fn filtered<'a>(text: Option<Cow<'a, str>>, filters: &[Filter]) -> Option<Cow<'a, str>> {
-    filters.iter().fold(text, |text, filter| match (filter, text) {
-        (Filter::Default(default), None) => Some(default.clone().into()),
-        (Filter::Lower, Some(text)) => Some(text.to_lowercase().into()),
-        (Filter::Upper, Some(text)) => Some(text.to_uppercase().into()),
-        (_, text) => text,
-    })
-}
-
-/// `<@table>` and `<@schema>`.
-pub(crate) fn constant(name: &str, placeholder: &Placeholder) -> Vec<u8> {
-    filtered(Some(name.into()), &placeholder.filters).unwrap_or_default().into_owned().into_bytes()
 }
 
 #[cfg(test)]

@@ -76,7 +76,8 @@ impl Registry {
             named.replace(around.files.take());
             match rules {
                 Ok(rules) if rules.caches.is_empty() => Err(Error::NoCache),
-                rules => rules,
+                Ok(rules) => rules.refuse_planned().map(|()| rules),
+                Err(error) => Err(error),
             }
         })
     }

@@ -3,7 +3,9 @@
 
 use std::borrow::Cow;
 
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{Kind, Type};
+
+use super::python;
 
 /// A way to write values; per cache, with a default by dialect, or per placeholder as a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,12 +14,14 @@ pub enum Style {
     Plain,
     /// As Python's `str()` writes what psycopg reads: `None`, `True`, `1.0`, six digits of a second.
     Python,
+    /// As PHP's string conversion writes what PDO reads: booleans `1` and nothing, all else PostgreSQL's text.
+    Php,
     /// PostgreSQL's text, untouched.
     Pg,
 }
 
 /// Every style's name, for messages.
-pub const NAMES: &[&str] = &["plain", "python", "pg"];
+pub const NAMES: &[&str] = &["plain", "python", "php", "pg"];
 
 impl Style {
     /// The style of that name.
@@ -25,6 +29,7 @@ impl Style {
         match name {
             "plain" => Some(Style::Plain),
             "python" => Some(Style::Python),
+            "php" => Some(Style::Php),
             "pg" => Some(Style::Pg),
             _ => None,
         }
@@ -34,7 +39,7 @@ impl Style {
     pub fn null(self) -> Option<&'static str> {
         match self {
             Style::Python => Some("None"),
-            Style::Plain | Style::Pg => None,
+            Style::Plain | Style::Php | Style::Pg => None,
         }
     }
 
@@ -43,8 +48,13 @@ impl Style {
         let kind = Type::from_oid(type_oid);
         match (self, kind) {
             (Style::Pg, _) | (_, None) => text.into(),
+            (Style::Php, Some(Type::BOOL)) => if text == "t" { "1" } else { "" }.into(),
             (Style::Plain, Some(Type::BOOL)) => if text == "t" { "true" } else { "false" }.into(),
             (Style::Plain, Some(Type::TIMESTAMP | Type::TIMESTAMPTZ)) => iso_8601(text).into(),
+            (Style::Python, Some(Type::INTERVAL)) => python::interval(text).map_or(text.into(), Cow::Owned),
+            (Style::Python, Some(Type::BYTEA)) => python::bytes(text).map_or(text.into(), Cow::Owned),
+            (Style::Python, Some(Type::JSON | Type::JSONB)) => python::json(text).map_or(text.into(), Cow::Owned),
+            (Style::Python, Some(kind)) if matches!(kind.kind(), Kind::Array(_)) => python::list(&kind, text).into(),
             (Style::Python, Some(Type::BOOL)) => if text == "t" { "True" } else { "False" }.into(),
             (Style::Python, Some(Type::FLOAT4 | Type::FLOAT8)) => python_float(text).into(),
             (Style::Python, Some(Type::NUMERIC)) => python_decimal(text).into(),
@@ -84,7 +94,7 @@ fn python_time(text: &str) -> String {
 }
 
 /// `float.__repr__`: the shortest digits that read back the same, exponents below 1e-4 and from 1e16.
-fn python_float(text: &str) -> String {
+pub(super) fn python_float(text: &str) -> String {
     let Ok(value) = text.parse::<f64>() else { return text.to_owned() };
     if value.is_nan() {
         return "nan".into();
@@ -157,6 +167,19 @@ mod tests {
             (python, Type::TIMESTAMPTZ, "2024-01-02 03:04:05+00", "2024-01-02 03:04:05+00:00"),
             (python, Type::TIME, "03:04:05.6", "03:04:05.600000"),
             (python, Type::DATE, "2024-01-02", "2024-01-02"),
+            (python, Type::INTERVAL, "1 year 2 mons 3 days 04:05:06.7", "428 days, 4:05:06.700000"),
+            (python, Type::INTERVAL, "-00:00:01", "-1 day, 23:59:59"),
+            (python, Type::INTERVAL, "1 day", "1 day, 0:00:00"),
+            (python, Type::INTERVAL, "00:00:00", "0:00:00"),
+            (python, Type::BYTEA, "\\x00617f27", r#"b"\x00a\x7f'""#),
+            (python, Type::INT4_ARRAY, "{1,NULL,2}", "[1, None, 2]"),
+            (python, Type::TEXT_ARRAY, r#"{a,"it's","x\"y"}"#, r#"['a', "it's", 'x"y']"#),
+            (python, Type::BOOL_ARRAY, "{t,f}", "[True, False]"),
+            (python, Type::NUMERIC_ARRAY, "{1.50}", "[Decimal('1.50')]"),
+            (python, Type::JSONB, r#"{"a": [1, 2.5, true, null, "b"]}"#, "{'a': [1, 2.5, True, None, 'b']}"),
+            (Style::Php, Type::BOOL, "t", "1"),
+            (Style::Php, Type::BOOL, "f", ""),
+            (Style::Php, Type::FLOAT8, "1", "1"),
             (plain, Type::TIMESTAMPTZ, "2024-01-02 03:04:05+00", "2024-01-02T03:04:05Z"),
             (plain, Type::TIMESTAMP, "2024-01-02 03:04:05.6", "2024-01-02T03:04:05.6"),
         ] {

@@ -39,12 +39,21 @@ pub struct Placeholder {
 /// What a [`Placeholder`] names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Name {
-    /// A column, exactly as in the catalog.
-    Column(String),
+    /// A column, exactly as in the catalog, and the way into it.
+    Column(String, Vec<Step>),
     /// `<@table>`: the rule's table.
     Table,
     /// `<@schema>`: its schema.
     Schema,
+}
+
+/// A step from a column's value inwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// `.key` of a json object.
+    Key(String),
+    /// `[]`: one tag for each element of an array.
+    Each,
 }
 
 /// What is wrong with a template; `offset` and `width` count characters.
@@ -106,7 +115,7 @@ impl Template {
     pub fn columns(&self) -> impl Iterator<Item = (&str, &Placeholder)> {
         self.pieces.iter().filter_map(|piece| match piece {
             Piece::Placeholder(placeholder) => match &placeholder.name {
-                Name::Column(column) => Some((column.as_str(), placeholder)),
+                Name::Column(column, _) => Some((column.as_str(), placeholder)),
                 Name::Table | Name::Schema => None,
             },
             Piece::Literal(_) => None,
@@ -143,19 +152,13 @@ fn placeholder(inner: &[char], offset: usize, width: usize) -> Result<Placeholde
             let error = fail(format!("`<{other}>` is not known"));
             return Err(Error { wrong: Some((other.to_owned(), known)), ..error });
         }
-        quoted if quoted.starts_with('"') => {
-            let body = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-            let column = body
-                .filter(|column| !column.is_empty())
-                .ok_or_else(|| fail(format!("`{quoted}` is not a quoted name")))?;
-            Name::Column(column.replace("\"\"", "\""))
+        path => {
+            let message = format!(
+                "`{path}` is not a column name; an odd one is written <\"{}\">, a place in json <column.key>, each element of an array <column[]>",
+                path.replace('"', "\"\"")
+            );
+            path_of(path).ok_or_else(|| fail(message))?
         }
-        plain if plain.contains(['"', '.', '[', ']', '(', ')', '{', '}', ' ']) => {
-            let message =
-                format!("`{plain}` is not a column name; an odd one is written <\"{}\">", plain.replace('"', "\"\""));
-            return Err(fail(message));
-        }
-        plain => Name::Column(plain.to_owned()),
     };
     let mut filters = Vec::new();
     let style = parts.clone().next().and_then(|(_, text)| Style::named(text.trim()));
@@ -171,6 +174,44 @@ fn placeholder(inner: &[char], offset: usize, width: usize) -> Result<Placeholde
         filters.push(parsed?);
     }
     Ok(Placeholder { name, style, filters, offset, width })
+}
+
+/// `column`, `"odd name"`, `column.key[].key`.
+fn path_of(text: &str) -> Option<Name> {
+    let (column, mut rest) = segment(text)?;
+    let mut path = Vec::new();
+    while !rest.is_empty() {
+        if let Some(after) = rest.strip_prefix("[]") {
+            path.push(Step::Each);
+            rest = after;
+        } else {
+            let (key, after) = segment(rest.strip_prefix('.')?)?;
+            path.push(Step::Key(key));
+            rest = after;
+        }
+    }
+    Some(Name::Column(column, path))
+}
+
+/// A plain or quoted name, and what follows.
+fn segment(text: &str) -> Option<(String, &str)> {
+    let Some(mut rest) = text.strip_prefix('"') else {
+        let (name, rest) = text.split_at(text.find(['.', '[']).unwrap_or(text.len()));
+        let odd = name.is_empty() || name.contains(['"', ']', '(', ')', '{', '}', ' ']);
+        return (!odd).then(|| (name.to_owned(), rest));
+    };
+    let mut name = String::new();
+    loop {
+        let (before, after) = rest.split_once('"')?;
+        name.push_str(before);
+        match after.strip_prefix('"') {
+            Some(tail) => {
+                name.push('"');
+                rest = tail;
+            }
+            None => return (!name.is_empty()).then_some((name, after)),
+        }
+    }
 }
 
 /// `name|filter|filter`, each with the characters before it; bars within quotes do not count.
@@ -209,7 +250,7 @@ mod tests {
         assert_eq!((first, second, last), (&literal("C.pk:"), &literal(".T:"), &literal("<b>")));
         assert_eq!(
             (category.name.clone(), category.offset, category.width),
-            (Name::Column("category_id".into()), 5, 13)
+            (Name::Column("category_id".into(), Vec::new()), 5, 13)
         );
         assert_eq!(kind.filters, [Filter::Lower, Filter::Default("none".into())]);
         assert!(!template.is_constant());
@@ -226,6 +267,22 @@ mod tests {
     }
 
     #[test]
+    fn paths() {
+        let path = |text: &str| {
+            let template = Template::parse(text).unwrap();
+            let placeholder = template.columns().next().unwrap().1.clone();
+            match placeholder.name {
+                Name::Column(column, path) => (column, path),
+                _ => panic!(),
+            }
+        };
+        let key = |key: &str| Step::Key(key.into());
+        assert_eq!(path("<labels[]>"), ("labels".into(), vec![Step::Each]));
+        assert_eq!(path("<payload.user.id|lower>"), ("payload".into(), vec![key("user"), key("id")]));
+        assert_eq!(path("<\"a.b\".\"c d\"[].e>"), ("a.b".into(), vec![key("c d"), Step::Each, key("e")]));
+    }
+
+    #[test]
     fn mistakes_are_placed() {
         for (text, code, offset) in [
             ("a:<id", "placeholder", 2),
@@ -235,7 +292,9 @@ mod tests {
             ("<id|lower:3>", "filter-argument", 4),
             ("<id|default>", "filter-argument", 4),
             ("<id|lower|python>", "filter-argument", 10),
-            ("<labels[]>", "placeholder", 0),
+            ("<labels[>", "placeholder", 0),
+            ("<a..b>", "placeholder", 0),
+            ("<a[]b>", "placeholder", 0),
             ("<@tabel>", "placeholder", 0),
             ("", "placeholder", 0),
         ] {

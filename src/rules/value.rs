@@ -136,7 +136,10 @@ mod tests {
         let found = |path: &[&str]| -> Vec<(u32, Option<String>)> {
             let step = |step: &&str| if *step == "[]" { Step::Each } else { Step::Key((*step).to_owned()) };
             let path: Vec<Step> = path.iter().map(step).collect();
-            walk(Type::JSONB.oid(), text, &path).into_iter().map(|(oid, text)| (oid, text.map(Cow::into_owned))).collect()
+            walk(Type::JSONB.oid(), text, &path)
+                .into_iter()
+                .map(|(oid, text)| (oid, text.map(Cow::into_owned)))
+                .collect()
         };
         let one = |kind: Type, text: &str| vec![(kind.oid(), Some(text.to_owned()))];
         assert_eq!(found(&["user", "id"]), one(Type::INT8, "7"));

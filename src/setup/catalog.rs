@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::cache::coverage::Fingerprint;
 use crate::rules::Rules;
-use crate::rules::file::TableName;
+use crate::rules::tables::TableName;
 use crate::source::session::{Error, Sql, identifier, literal};
 
 /// Everything that was read.
@@ -44,6 +44,11 @@ pub struct Table {
 }
 
 impl Table {
+    /// The type of a column.
+    pub fn type_of(&self, column: &str) -> Option<u32> {
+        self.columns.iter().find(|known| known.name == column).map(|known| known.type_oid)
+    }
+
     /// What does not change unless rows changed, or stopped arriving, in a way that the stream does not tell.
     pub fn fingerprint(&self) -> Fingerprint {
         let mut files: Vec<(u32, u32)> = self.members.iter().map(|member| (member.oid, member.file)).collect();
@@ -66,7 +71,14 @@ pub struct Column {
 impl Catalog {
     /// The type of a column.
     pub fn type_of(&self, table: &TableName, column: &str) -> Option<u32> {
-        self.tables.get(table)?.columns.iter().find(|known| known.name == column).map(|known| known.type_oid)
+        self.tables.get(table)?.type_of(column)
+    }
+
+    /// The tables of the rules, sorted.
+    pub fn names(&self) -> Vec<&TableName> {
+        let mut names: Vec<&TableName> = self.tables.keys().collect();
+        names.sort();
+        names
     }
 }
 
@@ -105,8 +117,18 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
     let mut catalog =
         Catalog { version: version.and_then(|text| text.parse().ok()).unwrap_or_default(), ..Catalog::default() };
     read_publication(session, publication, &mut catalog).await?;
+    let mut tables: Vec<TableName> = rules.tables().into_iter().cloned().collect();
+    if rules.has_patterns() {
+        for row in session.rows(ALL_TABLES).await? {
+            let field = |index: usize| row.get(index).unwrap_or_default().to_owned();
+            let table = TableName { schema: field(0), name: field(1) };
+            if !tables.contains(&table) && rules.of_table(&table).next().is_some() {
+                tables.push(table);
+            }
+        }
+    }
     let names: Vec<String> =
-        rules.tables().iter().map(|table| format!("({}, {})", literal(&table.schema), literal(&table.name))).collect();
+        tables.iter().map(|table| format!("({}, {})", literal(&table.schema), literal(&table.name))).collect();
     if names.is_empty() {
         return Ok(catalog);
     }
@@ -182,6 +204,11 @@ async fn read_publication(session: &Sql, publication: &str, catalog: &mut Catalo
     }
     Ok(())
 }
+
+/// What a pattern can mean: tables of people, partitions by their root only.
+const ALL_TABLES: &str = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
+    AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'";
 
 fn tables_query(names: &str, publication: &str, with_schemas: bool) -> String {
     let by_schema = match with_schemas {

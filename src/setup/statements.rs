@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::catalog::{Catalog, Member, Table};
 use super::verify::{self, is_covered};
 use crate::rules::Rules;
-use crate::rules::file::TableName;
+use crate::rules::tables::TableName;
 use crate::source::session::{identifier, literal};
 
 const ROLE: &str = include_str!("../../migrations/role.sql");
@@ -75,7 +75,7 @@ pub fn apply(rules: &Rules, catalog: &Catalog, publication: &str, role: &Role) -
         };
         statements.push(IDENTITY.replace("{table}", &member.table.sql()).replace("{cost}", cost));
     }
-    statements.extend(publish(rules, catalog, &name));
+    statements.extend(publish(catalog, &name));
     Ok(statements.into_iter().map(|statement| statement.trim_end().to_owned()).collect())
 }
 
@@ -94,10 +94,9 @@ fn role_statements(role: &Role) -> Vec<String> {
 /// The members whose identity does not send what their rules need.
 fn identity_changes<'a>(rules: &Rules, catalog: &'a Catalog) -> Vec<&'a Member> {
     let mut changes: Vec<&Member> = Vec::new();
-    for table in rules.tables() {
-        let needed = verify::old_columns(rules, table);
-        let members = catalog.tables.get(table).map(|found| found.members.as_slice()).unwrap_or_default();
-        changes.extend(members.iter().filter(|member| {
+    for (table, found) in &catalog.tables {
+        let needed = verify::old_columns(rules, table, found);
+        changes.extend(found.members.iter().filter(|member| {
             let sent = needed.iter().all(|column| member.key.iter().any(|key| key == column));
             member.identity != 'f' && (member.key.is_empty() || !sent)
         }));
@@ -108,12 +107,12 @@ fn identity_changes<'a>(rules: &Rules, catalog: &'a Catalog) -> Vec<&'a Member> 
 }
 
 /// Adds the tables of the rules to the publication; takes those out that no rule names any more, if the publication is ours.
-fn publish(rules: &Rules, catalog: &Catalog, name: &str) -> Vec<String> {
+fn publish(catalog: &Catalog, name: &str) -> Vec<String> {
     if catalog.covers_all {
         return Vec::new();
     }
     let wanted: Vec<(&TableName, &Table)> =
-        rules.tables().into_iter().filter_map(|table| Some((table, catalog.tables.get(table)?))).collect();
+        catalog.names().into_iter().filter_map(|table| Some((table, catalog.tables.get(table)?))).collect();
     let mut missing: Vec<String> = Vec::new();
     for (table, found) in &wanted {
         if is_covered(table, found, catalog) {
@@ -203,7 +202,7 @@ pub fn is_ours(comment: Option<&str>) -> bool {
 fn refusals(rules: &Rules, catalog: &Catalog) -> Vec<String> {
     let mut refusals = Vec::new();
     let changes = identity_changes(rules, catalog);
-    for table in rules.tables() {
+    for table in catalog.names() {
         let Some(found) = catalog.tables.get(table) else { continue };
         if found.kind == 'p' && !found.has_primary_key {
             refusals.push(format!(

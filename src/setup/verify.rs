@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use super::catalog::{Catalog, Member, Table};
-use crate::rules::diagnostic::Diagnostic;
+use crate::rules::diagnostic::{Diagnostic, Place};
 use crate::rules::events::Event;
-use crate::rules::file::TableName;
-use crate::rules::{Rule, Rules, Tag};
+use crate::rules::options::Old;
+use crate::rules::tables::TableName;
+use crate::rules::template::{Name, Placeholder, Step};
+use crate::rules::{Rule, Rules, Tag, value};
 use crate::source::session::identifier;
 
 /// Problems that refuse the rule set, and those that people should know.
@@ -18,24 +20,25 @@ pub fn tables(rules: &Rules, catalog: &Catalog, publication: &str) -> (Vec<Diagn
         }));
     }
     for rule in &rules.rules {
-        match catalog.tables.get(&rule.table) {
-            None => {
-                let problem = rule.place.error("unknown-table", format!("the table {} does not exist", rule.table));
-                let known: Vec<String> = catalog.tables.keys().map(ToString::to_string).collect();
-                refused.push(problem.suggest(&rule.table.to_string(), known.iter().map(String::as_str)));
-            }
-            Some(table) => refused.extend(of_rule(rule, table)),
+        let matching = rule.tables.among(catalog.tables.keys());
+        if matching.is_empty() {
+            told.push(rule.place.warning("no-table", format!("no table matches {}", rule.tables)));
         }
-        if let Some(table) = catalog.tables.get(&rule.table)
-            && catalog.publication
-            && !is_covered(&rule.table, table, catalog)
-        {
-            let message =
-                format!("{} is not in the publication \"{publication}\": its changes are not seen", rule.table);
-            let name = identifier(publication);
-            let help =
-                format!("run `waltag setup --apply`, or ALTER PUBLICATION {name} ADD TABLE {}", rule.table.sql());
-            told.push(rule.place.warning("uncovered", message).help(help));
+        for name in matching {
+            let Some(table) = catalog.tables.get(&name) else {
+                let problem = rule.place.error("unknown-table", format!("the table {name} does not exist"));
+                let known: Vec<String> = catalog.tables.keys().map(ToString::to_string).collect();
+                refused.push(problem.suggest(&name.to_string(), known.iter().map(String::as_str)));
+                continue;
+            };
+            refused.extend(of_rule(rule, &name, table));
+            if catalog.publication && !is_covered(&name, table, catalog) {
+                let message = format!("{name} is not in the publication \"{publication}\": its changes are not seen");
+                let publication = identifier(publication);
+                let sql = name.sql();
+                let help = format!("run `waltag setup --apply`, or ALTER PUBLICATION {publication} ADD TABLE {sql}");
+                told.push(rule.place.warning("uncovered", message).help(help));
+            }
         }
     }
     (refused, told)
@@ -53,10 +56,10 @@ pub fn sends_all(name: &TableName, table: &Table, catalog: &Catalog) -> bool {
     is_covered(name, table, catalog) && catalog.omissions.is_empty() && table.members.iter().all(whole)
 }
 
-fn of_rule(rule: &Rule, table: &Table) -> Vec<Diagnostic> {
+fn of_rule(rule: &Rule, name: &TableName, table: &Table) -> Vec<Diagnostic> {
     if !matches!(table.kind, 'r' | 'p') {
         let help = "views and foreign tables have no changes of their own: name the tables behind them";
-        return vec![rule.place.error("not-a-table", format!("{} is not a table", rule.table)).help(help)];
+        return vec![rule.place.error("not-a-table", format!("{name} is not a table")).help(help)];
     }
     let mut problems = Vec::new();
     if let Some(member) = table.members.iter().find(|member| member.persistence != 'p') {
@@ -70,34 +73,78 @@ fn of_rule(rule: &Rule, table: &Table) -> Vec<Diagnostic> {
         problems.push(rule.place.error("publication", message).help("publish the table without a row filter"));
     }
     for tag in &rule.tags {
-        problems.extend(tag.template.columns().filter_map(|(column, placeholder)| {
-            let known: Vec<&str> =
-                table.columns.iter().filter(|column| !column.generated).map(|column| column.name.as_str()).collect();
-            if known.contains(&column) {
-                return None;
-            }
-            let generated = table.columns.iter().any(|known| known.name == column);
-            let message = match generated {
-                true => {
-                    format!("`{column}` of {} is generated: PostgreSQL does not send generated columns", rule.table)
-                }
-                false => format!("{} has no column `{column}`", rule.table),
-            };
-            Some(tag.place_of(placeholder).error("unknown-column", message).suggest(column, known))
-        }));
+        columns_of(rule, tag, |place, column| problems.extend(missing(&place, column, name, table)));
+        problems.extend(
+            tag.template.columns().filter_map(|(column, placeholder)| path_misfit(tag, column, placeholder, table)),
+        );
+        for (place, condition) in &tag.when {
+            let misfit = condition.misfit(|column| table.type_of(column));
+            problems.extend(misfit.map(|sentence| place.error("condition-type", sentence)));
+        }
     }
+    let places: Vec<String> = problems.iter().map(|problem| format!("{}{}", problem.place, problem.message)).collect();
+    let mut nth = 0;
+    problems.retain(|_| {
+        nth += 1;
+        !places.iter().take(nth - 1).any(|place| places.get(nth - 1) == Some(place))
+    });
     if problems.is_empty() {
         problems.extend(identity(rule, table));
     }
     problems
 }
 
+/// Every column that a tag names, where it is named.
+fn columns_of<'t>(rule: &'t Rule, tag: &'t Tag, mut see: impl FnMut(Place, &'t str)) {
+    tag.template.columns().for_each(|(column, placeholder)| see(tag.place_of(placeholder), column));
+    for changes in &tag.changes {
+        changes.columns.iter().for_each(|(place, column)| see(place.clone(), column));
+    }
+    for (place, condition) in &tag.when {
+        let named = condition.row.iter().chain(&condition.old).chain(&condition.new);
+        named.for_each(|column| see(place.clone(), column));
+    }
+    if let Some(collapse) = &rule.collapse {
+        collapse.to.columns().for_each(|(column, _)| see(collapse.place.clone(), column));
+    }
+}
+
+fn missing(place: &Place, column: &str, name: &TableName, table: &Table) -> Option<Diagnostic> {
+    let known: Vec<&str> =
+        table.columns.iter().filter(|column| !column.generated).map(|column| column.name.as_str()).collect();
+    if known.contains(&column) {
+        return None;
+    }
+    let message = match table.columns.iter().any(|known| known.name == column) {
+        true => format!("`{column}` of {name} is generated: PostgreSQL does not send generated columns"),
+        false => format!("{name} has no column `{column}`"),
+    };
+    Some(place.error("unknown-column", message).suggest(column, known))
+}
+
+/// `<labels[]>` of no array, `<a.b>` of no json.
+fn path_misfit(tag: &Tag, column: &str, placeholder: &Placeholder, table: &Table) -> Option<Diagnostic> {
+    let Name::Column(_, path) = &placeholder.name else { return None };
+    let type_oid = table.type_of(column)?;
+    let fits = match path.as_slice() {
+        [] => true,
+        [Step::Each] => value::is_json(type_oid) || !value::is_no_array(type_oid),
+        _ => value::is_json(type_oid),
+    };
+    let wanted = if path == &[Step::Each] { "an array nor json" } else { "json" };
+    let message = || format!("`{column}` is not {wanted}: there is nothing to descend into");
+    (!fits).then(|| tag.place_of(placeholder).error("path", message()))
+}
+
 /// The first tag whose old value would not be sent, per member.
 fn identity(rule: &Rule, table: &Table) -> Option<Diagnostic> {
+    if rule.old != Old::Require {
+        return None;
+    }
     let mut lacking = Vec::new();
-    let mut first: Option<(&Tag, &str)> = None;
+    let mut first: Option<(&Tag, String)> = None;
     for member in &table.members {
-        let missing = rule.tags.iter().find_map(|tag| Some((tag, missing_old_column(tag, member)?)));
+        let missing = rule.tags.iter().find_map(|tag| Some((tag, missing_old_column(rule, tag, member, table)?)));
         if let Some(found) = missing {
             first.get_or_insert(found);
             lacking.push(&member.table);
@@ -115,22 +162,43 @@ fn identity(rule: &Rule, table: &Table) -> Option<Diagnostic> {
     Some(tag.place.error("identity", message).help(help))
 }
 
-/// A column of `tag` whose old value `member` does not send.
-fn missing_old_column<'t>(tag: &'t Tag, member: &Member) -> Option<&'t str> {
-    if member.identity == 'f' || !needs_old(tag) {
+/// A column that `tag` needs of the old row and `member` does not send.
+fn missing_old_column(rule: &Rule, tag: &Tag, member: &Member, table: &Table) -> Option<String> {
+    if member.identity == 'f' {
         return None;
     }
-    tag.template.columns().map(|(column, _)| column).find(|column| !member.key.iter().any(|key| key == column))
+    old_columns_of(rule, tag, table).into_iter().find(|column| !member.key.contains(column))
 }
 
-fn needs_old(tag: &Tag) -> bool {
-    tag.events.contains(Event::Update) || tag.events.contains(Event::Delete)
+/// The columns whose old values a tag needs: its own, those of its conditions, and those that are compared.
+fn old_columns_of(rule: &Rule, tag: &Tag, table: &Table) -> BTreeSet<String> {
+    let mut needed = BTreeSet::new();
+    let update = tag.events.contains(Event::Update);
+    if !update && !tag.events.contains(Event::Delete) {
+        return needed;
+    }
+    let collapse = rule.collapse.iter().flat_map(|collapse| collapse.to.columns());
+    needed.extend(tag.template.columns().chain(collapse).map(|(column, _)| column.to_owned()));
+    for (_, condition) in &tag.when {
+        needed.extend(condition.row.iter().chain(&condition.old).cloned());
+    }
+    for changes in tag.changes.iter().filter(|_| update) {
+        let named: Vec<&String> = changes.columns.iter().map(|(_, column)| column).collect();
+        match changes.only {
+            true => needed.extend(named.into_iter().cloned()),
+            false => {
+                let others = table.columns.iter().filter(|column| !column.generated && !named.contains(&&column.name));
+                needed.extend(others.map(|column| column.name.clone()));
+            }
+        }
+    }
+    needed
 }
 
 /// The columns of a table whose old values its rules need.
-pub fn old_columns<'a>(rules: &'a Rules, table: &'a TableName) -> BTreeSet<&'a str> {
-    let tags = rules.of_table(table).flat_map(|rule| &rule.tags).filter(|tag| needs_old(tag));
-    tags.flat_map(|tag| tag.template.columns().map(|(column, _)| column)).collect()
+pub fn old_columns(rules: &Rules, name: &TableName, table: &Table) -> BTreeSet<String> {
+    let required = rules.of_table(name).filter(|rule| rule.old == Old::Require);
+    required.flat_map(|rule| rule.tags.iter().flat_map(|tag| old_columns_of(rule, tag, table))).collect()
 }
 
 fn list(tables: &[&TableName]) -> String {

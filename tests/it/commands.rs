@@ -289,3 +289,17 @@ async fn run_setup_waits_for_a_server_that_is_still_starting() {
     world.postgres.launch().unwrap();
     daemon.wait_for("ready");
 }
+
+/// `run --once` catches up with the position of its start, confirms it, and ends.
+#[tokio::test]
+async fn run_once_catches_up_and_ends() {
+    let world = World::new().await;
+    world.setup(RULES);
+    world.daemon().stop();
+    let sql = world.sql().await;
+    let monitor = Monitor::start(world.redis.port);
+    sql.batch_execute("INSERT INTO first_model VALUES (1), (2)").await.unwrap();
+    succeed(&mut world.waltag("waltag", &["run", "--once"]));
+    world.settled(&sql).await;
+    assert_eq!(monitor.unlinked(), ["1 FirstModel.pk:1", "1 FirstModel.pk:2"]);
+}

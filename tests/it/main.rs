@@ -11,6 +11,8 @@ mod crash;
 mod demo;
 mod endurance;
 mod gaps;
+mod grammar;
+mod mistakes;
 mod operators;
 mod outages;
 mod reload;

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use super::super::batch::Batch;
 use super::super::connection::{Error, Kind};
 use super::super::flight::{Outcome, claim, connect, flight};
-use super::super::gap::Gap;
+use super::super::gap::{Gap, Scope};
 use super::super::marker::{Answer, Found};
 use super::super::repeats::Repeats;
 use super::{Attachment, Event, Flight, Lane, MARKER_INTERVAL, MARKER_PAUSE};
@@ -80,7 +80,7 @@ impl Lane {
                 Err(error) => {
                     tracing::error!(cache = self.cache.name, "owed repeats cannot be read back: {error}; sweeping");
                     let floor = self.repeats.give_up(Instant::now());
-                    self.sweeps.want(floor.unwrap_or(self.position));
+                    self.sweeps.want(Scope::Everything, floor.unwrap_or(self.position));
                 }
             }
         }

@@ -40,7 +40,7 @@ fn render(key: &[&str], event: Event, old: Option<&[Cell]>, new: Option<&[Cell]>
     let mut unlisted = Vec::new();
     plan.render(Change { event, old, new }, &mut tags, |entry| unlisted.push(entry.template.to_owned()));
     let text = |tag: &[u8]| String::from_utf8(tag.to_vec()).unwrap();
-    assert_eq!(tags.iter().any(|stale| stale.sweep), !unlisted.is_empty());
+    assert_eq!(tags.iter().any(|stale| stale.sweep.is_some()), !unlisted.is_empty());
     (tags.iter().flat_map(|stale| stale.tags.iter().map(text)).collect(), unlisted)
 }
 

@@ -127,6 +127,13 @@ impl Source {
         started.map_err(|error| Error::stream("starting the stream", &self.place, &error))
     }
 
+    /// The end of what was committed until now.
+    pub async fn end(&self) -> Result<Lsn, Error> {
+        let value = self.session.value("SELECT pg_current_wal_flush_lsn()::text").await;
+        let value = value.map_err(|error| Error::session("reading the server's position", &self.place, &error))?;
+        Ok(value.and_then(|text| text.parse().ok()).unwrap_or_default())
+    }
+
     /// Where the server goes on: the slot is ours now, nobody else can move it.
     pub async fn confirmed(&self, names: &Names) -> Result<Lsn, Error> {
         let query = format!(

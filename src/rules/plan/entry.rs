@@ -1,0 +1,415 @@
+//! One template for one cache, bound to the columns of a relation.
+
+use std::borrow::Cow;
+
+use prometheus_client::metrics::counter::Counter;
+
+use super::super::events::{Event, Events};
+use super::super::filter::Filter;
+use super::super::options::{Changes, Old, Unknown};
+use super::super::style::Style;
+use super::super::tables::TableName;
+use super::super::template::{Name, Piece as Written, Placeholder, Step, Template};
+use super::super::value::walk;
+use super::super::{Rule, Tag};
+use super::{Cell, Change, Column, Side};
+use crate::cache::Cache;
+use crate::cache::gap::{Keys, Scope};
+use crate::cache::pattern::Pattern;
+use crate::tags::{Stale, Tags};
+
+/// Tags that one value fans out to within one row at most: a row of two long arrays must not fill the memory.
+const MOST: usize = 100_000;
+
+pub(super) struct Entry {
+    pub(super) cache: usize,
+    pub(super) events: Events,
+    pieces: Vec<Piece>,
+    /// Some piece stands for several values.
+    fans_out: bool,
+    empty_skips: bool,
+    constant: bool,
+    /// All columns belong to the replica identity: an update without an old row did not change them.
+    within_key: bool,
+    /// The columns never change: so it was promised.
+    same: bool,
+    /// A column is missing.
+    unfit: bool,
+    changes: Vec<BoundChanges>,
+    pub(super) when: Vec<usize>,
+    unknown: Bound,
+    /// Number of the rule, when its tags collapse; above how many; and into what.
+    collapse: Option<(usize, usize, Vec<Piece>)>,
+    pub(super) text: String,
+    pub(super) made: Counter,
+}
+
+/// What goes stale when the tags cannot be listed.
+enum Bound {
+    Sweep(Scope),
+    Tags(Vec<Vec<u8>>),
+}
+
+struct BoundChanges {
+    only: bool,
+    columns: Vec<usize>,
+}
+
+enum Piece {
+    Literal(Vec<u8>),
+    Column { index: usize, path: Vec<Step>, writing: Writing },
+}
+
+impl Entry {
+    pub(super) fn compile(
+        rule: &Rule,
+        number: usize,
+        tag: &Tag,
+        index: usize,
+        cache: &Cache,
+        table: &TableName,
+        columns: &[Column],
+    ) -> Result<Entry, String> {
+        let style = tag.style.unwrap_or(cache.style);
+        let (pieces, within_key) = bind(&tag.template, table, columns, style)?;
+        let mut changes = Vec::new();
+        for Changes { only, columns: names } in &tag.changes {
+            let mut found = Vec::new();
+            for (_, name) in names {
+                match columns.iter().position(|column| column.name == *name) {
+                    Some(at) => found.push(at),
+                    // One to be watched is missed; one that is gone cannot change.
+                    None if *only => return Err(name.clone()),
+                    None => {}
+                }
+            }
+            changes.push(BoundChanges { only: *only, columns: found });
+        }
+        for (_, condition) in &tag.when {
+            let named = condition.row.iter().chain(&condition.old).chain(&condition.new);
+            if let Some(name) = named.into_iter().find(|name| columns.iter().all(|column| column.name != **name)) {
+                return Err(name.clone());
+            }
+        }
+        let collapse = match &rule.collapse {
+            Some(collapse) => Some((number, collapse.over, bind(&collapse.to, table, columns, style)?.0)),
+            None => None,
+        };
+        let fans_out =
+            pieces.iter().any(|piece| matches!(piece, Piece::Column { path, .. } if path.contains(&Step::Each)));
+        let type_of = |name: &str| Some(columns.iter().find(|column| column.name == name)?.type_oid);
+        Ok(Entry {
+            pieces,
+            fans_out,
+            within_key,
+            changes,
+            unfit: false,
+            collapse,
+            unknown: Bound::of(tag, cache, table, type_of),
+            ..Entry::unfit(rule, tag, index, cache, table)
+        })
+    }
+
+    /// Stands for a template that needs a column which is not there.
+    pub(super) fn unfit(rule: &Rule, tag: &Tag, cache: usize, of: &Cache, table: &TableName) -> Entry {
+        Entry {
+            cache,
+            events: tag.events,
+            pieces: Vec::new(),
+            fans_out: false,
+            empty_skips: of.dialect.empty_skips,
+            constant: tag.template.is_constant(),
+            within_key: false,
+            same: rule.old == Old::Same,
+            unfit: true,
+            changes: Vec::new(),
+            when: Vec::new(),
+            unknown: Bound::of(tag, of, table, |_| None),
+            collapse: None,
+            text: tag.template.text.clone(),
+            made: Counter::default(),
+        }
+    }
+
+    /// Indices of the columns that it looks at.
+    pub(super) fn columns(&self) -> impl Iterator<Item = usize> {
+        let collapse = self.collapse.iter().flat_map(|(.., pieces)| pieces);
+        let pieces = self.pieces.iter().chain(collapse).filter_map(|piece| match piece {
+            Piece::Column { index, .. } => Some(*index),
+            Piece::Literal(_) => None,
+        });
+        // What must not have changed to be ignored is every other column.
+        let compared = self.changes.iter().flat_map(|changes| match changes.only {
+            true => changes.columns.clone(),
+            false => vec![LAST],
+        });
+        pieces.chain(compared)
+    }
+
+    pub(super) fn render(
+        &self,
+        change: &Change,
+        holds: &impl Fn(usize, Side) -> bool,
+        stale: &mut Stale,
+    ) -> Result<(), &'static str> {
+        if change.event == Event::Truncate {
+            // It asks no condition: there is no row to ask about.
+            return match self.constant {
+                true => self.insert(&[], stale),
+                false => Err("TRUNCATE does not say which rows there were"),
+            };
+        }
+        if self.unfit {
+            return Err("a column that the template needs is gone");
+        }
+        if change.event == Event::Update && !self.changes.iter().all(|changes| changes.concern(change)) {
+            return Ok(());
+        }
+        let wanted = |side: Side| self.when.iter().all(|condition| holds(*condition, side));
+        if let Some(new) = change.new
+            && wanted(Side::New)
+        {
+            self.insert(new, stale).or_else(|reason| match change.old {
+                // A TOASTed value that did not change is in the old row, if that was sent.
+                Some(old) => self.insert(&patched(new, old), stale),
+                None => Err(reason),
+            })?;
+        }
+        match (change.event, change.old) {
+            (Event::Insert, _) => Ok(()),
+            (_, Some(_)) if !wanted(Side::Old) => Ok(()),
+            (_, Some(old)) => match change.new.filter(|_| self.same) {
+                Some(new) => self.insert(&patched(old, new), stale),
+                None => self.insert(old, stale),
+            },
+            // No old row: the identity's columns did not change, so the new image said all.
+            (_, None) if self.within_key || self.same => Ok(()),
+            (_, None) => Err("the replica identity does not send the old value"),
+        }
+    }
+
+    /// The tags could not be listed.
+    pub(super) fn give_up(&self, stale: &mut Stale) {
+        match &self.unknown {
+            Bound::Sweep(scope) => stale.sweep(scope.clone()),
+            Bound::Tags(tags) => tags.iter().for_each(|tag| {
+                stale.tags.insert(tag);
+            }),
+        }
+    }
+
+    fn insert(&self, row: &[Cell], stale: &mut Stale) -> Result<(), &'static str> {
+        let Some((number, over, to)) = &self.collapse else {
+            let made = self.write(&self.pieces, row, &mut stale.tags)?;
+            self.made.inc_by(made);
+            return Ok(());
+        };
+        let held = stale.held(*number, *over);
+        let made = self.write(&self.pieces, row, &mut held.tags)?;
+        self.made.inc_by(made);
+        self.write(to, row, &mut held.to)?;
+        held.collapse();
+        Ok(())
+    }
+
+    /// Writes the tags of one row; how many are new.
+    fn write(&self, pieces: &[Piece], row: &[Cell], tags: &mut Tags) -> Result<u64, &'static str> {
+        let unknown = pieces
+            .iter()
+            .any(|piece| matches!(piece, Piece::Column { index, .. } if cell(row, *index) == Cell::Unknown));
+        if unknown {
+            return Err("the replica identity does not send the old value");
+        }
+        if self.fans_out {
+            return Ok(self.fan_out(pieces, row, tags));
+        }
+        let new = tags.insert_with(|out| {
+            pieces.iter().all(|piece| match piece {
+                Piece::Literal(bytes) => {
+                    out.extend_from_slice(bytes);
+                    true
+                }
+                Piece::Column { index, path, writing } => {
+                    let text = match cell(row, *index) {
+                        Cell::Text(text) if path.is_empty() => writing.write(writing.type_oid, Some(text.into())),
+                        Cell::Text(text) => {
+                            let (type_oid, value) = walk(writing.type_oid, text, path).pop().unwrap_or((0, None));
+                            writing.write(type_oid, value)
+                        }
+                        Cell::Null | Cell::Unknown => writing.write(writing.type_oid, None),
+                    };
+                    self.push(out, text)
+                }
+            })
+        });
+        Ok(u64::from(new))
+    }
+
+    fn push(&self, out: &mut Vec<u8>, text: Option<Cow<str>>) -> bool {
+        match text {
+            Some(text) if !(self.empty_skips && text.is_empty()) => {
+                out.extend_from_slice(text.as_bytes());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// One tag for each combination of elements.
+    fn fan_out(&self, pieces: &[Piece], row: &[Cell], tags: &mut Tags) -> u64 {
+        let mut heads: Vec<Vec<u8>> = vec![Vec::new()];
+        for piece in pieces {
+            match piece {
+                Piece::Literal(bytes) => heads.iter_mut().for_each(|head| head.extend_from_slice(bytes)),
+                Piece::Column { index, path, writing } => {
+                    let values: Vec<Option<Cow<str>>> = match cell(row, *index) {
+                        Cell::Text(text) => walk(writing.type_oid, text, path)
+                            .into_iter()
+                            .map(|(oid, value)| writing.write(oid, value))
+                            .collect(),
+                        Cell::Null | Cell::Unknown if path.contains(&Step::Each) => Vec::new(),
+                        Cell::Null | Cell::Unknown => vec![writing.write(writing.type_oid, None)],
+                    };
+                    let mut longer = Vec::new();
+                    for head in &heads {
+                        for value in values.iter().take(MOST / heads.len().max(1)) {
+                            let mut next = head.clone();
+                            if self.push(&mut next, value.clone()) {
+                                longer.push(next);
+                            }
+                        }
+                    }
+                    heads = longer;
+                }
+            }
+        }
+        heads.iter().map(|tag| u64::from(tags.insert(tag))).sum()
+    }
+}
+
+/// Stands for the last column in [`Entry::columns`], whatever it is.
+const LAST: usize = u16::MAX as usize;
+
+fn bind(
+    template: &Template,
+    table: &TableName,
+    columns: &[Column],
+    style: Style,
+) -> Result<(Vec<Piece>, bool), String> {
+    let (mut pieces, mut within_key) = (Vec::new(), true);
+    for written in &template.pieces {
+        let placeholder = match written {
+            Written::Literal(text) => {
+                pieces.push(Piece::Literal(text.as_bytes().to_vec()));
+                continue;
+            }
+            Written::Placeholder(placeholder) => placeholder,
+        };
+        match &placeholder.name {
+            Name::Table => pieces.push(Piece::Literal(constant(&table.name, placeholder))),
+            Name::Schema => pieces.push(Piece::Literal(constant(&table.schema, placeholder))),
+            Name::Column(name, path) => {
+                let found = columns.iter().position(|column| column.name == *name);
+                let (index, column) = found.and_then(|at| Some((at, columns.get(at)?))).ok_or_else(|| name.clone())?;
+                within_key &= column.key;
+                let style = placeholder.style.unwrap_or(style);
+                let null = placeholder.style.and_then(Style::null);
+                let writing = Writing { type_oid: column.type_oid, style, null, filters: placeholder.filters.clone() };
+                pieces.push(Piece::Column { index, path: path.clone(), writing });
+            }
+        }
+    }
+    Ok((pieces, within_key))
+}
+
+impl Bound {
+    fn of(tag: &Tag, cache: &Cache, table: &TableName, type_of: impl Fn(&str) -> Option<u32>) -> Bound {
+        match &tag.unknown {
+            Some((_, Unknown::Tags(templates))) => {
+                Bound::Tags(templates.iter().map(|(_, template)| plain(template, table)).collect())
+            }
+            Some((_, Unknown::Everything)) => Bound::Sweep(Scope::Everything),
+            Some((_, Unknown::Pattern)) | None => {
+                let hashed: Vec<Pattern> = cache.keys.iter().filter_map(Pattern::of_formula).collect();
+                let pattern = match hashed.is_empty() {
+                    true => Pattern::of_template(&tag.template, cache, table, type_of),
+                    false => None,
+                };
+                Bound::Sweep(pattern.map_or(Scope::Everything, |pattern| {
+                    Scope::Some(Keys { patterns: vec![pattern], tags: Vec::new() })
+                }))
+            }
+        }
+    }
+}
+
+/// The text of a template without columns.
+pub(crate) fn plain(template: &Template, table: &TableName) -> Vec<u8> {
+    let mut text = Vec::new();
+    for piece in &template.pieces {
+        match piece {
+            Written::Literal(literal) => text.extend_from_slice(literal.as_bytes()),
+            Written::Placeholder(placeholder) => text.extend(match placeholder.name {
+                Name::Schema => constant(&table.schema, placeholder),
+                _ => constant(&table.name, placeholder),
+            }),
+        }
+    }
+    text
+}
+
+impl BoundChanges {
+    /// Did something change that counts? Where that is not known, it did.
+    fn concern(&self, change: &Change) -> bool {
+        let (Some(old), Some(new)) = (change.old, change.new) else { return true };
+        let differs = |index: usize| match (cell(old, index), cell(new, index)) {
+            // TOAST that did not change.
+            (_, Cell::Unknown) => false,
+            (Cell::Unknown, _) => true,
+            (old, new) => old != new,
+        };
+        match self.only {
+            true => self.columns.iter().any(|index| differs(*index)),
+            false => (0..old.len().max(new.len())).any(|index| !self.columns.contains(&index) && differs(index)),
+        }
+    }
+}
+
+fn cell<'a>(row: &[Cell<'a>], index: usize) -> Cell<'a> {
+    row.get(index).copied().unwrap_or(Cell::Unknown)
+}
+
+/// A row, with what was not sent taken from the other image.
+fn patched<'a>(row: &[Cell<'a>], other: &[Cell<'a>]) -> Vec<Cell<'a>> {
+    row.iter().zip(other).map(|(own, other)| if *own == Cell::Unknown { *other } else { *own }).collect()
+}
+
+/// How a column's value becomes text: its style first, then the filters in order.
+struct Writing {
+    type_oid: u32,
+    style: Style,
+    /// What NULL is before the filters: only a style that the placeholder names itself says so.
+    null: Option<&'static str>,
+    filters: Vec<Filter>,
+}
+
+impl Writing {
+    /// `None` skips the tag: NULL that neither the style nor a filter gives a text.
+    fn write<'a>(&self, type_oid: u32, value: Option<Cow<'a, str>>) -> Option<Cow<'a, str>> {
+        let text = match value {
+            Some(Cow::Borrowed(text)) => Some(self.style.write(type_oid, text)),
+            Some(Cow::Owned(text)) => Some(Cow::Owned(self.style.write(type_oid, &text).into_owned())),
+            None => self.null.map(Into::into),
+        };
+        filtered(text, &self.filters).or_else(|| self.style.null().map(Into::into))
+    }
+}
+
+fn filtered<'a>(text: Option<Cow<'a, str>>, filters: &[Filter]) -> Option<Cow<'a, str>> {
+    filters.iter().fold(text, |text, filter| filter.apply(text))
+}
+
+/// `<@table>` and `<@schema>`.
+pub(crate) fn constant(name: &str, placeholder: &Placeholder) -> Vec<u8> {
+    filtered(Some(name.into()), &placeholder.filters).unwrap_or_default().into_owned().into_bytes()
+}
