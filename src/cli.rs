@@ -68,6 +68,9 @@ pub enum Command {
         /// Make stale what was changed until now, and exit
         #[arg(long)]
         once: bool,
+        /// Print what would go stale; nothing is consumed or written
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Print or apply the SQL that the rules need
     Setup {
@@ -81,6 +84,8 @@ pub enum Command {
         #[arg(long, value_name = "NAME", default_value = "waltag")]
         role: String,
     },
+    /// Print a rule file to start from, made of the database's tables
+    Init,
     /// Validate the rules
     Check {
         /// Also against the database

@@ -40,7 +40,11 @@ fn start(cli: Cli, environment: &Environment) -> anyhow::Result<()> {
 async fn run(cli: Cli, environment: &Environment) -> Result<(), Failure> {
     let settings = |typed: &Typed| Settings::resolve(typed, environment).map_err(Failure::from);
     match cli.command {
-        Command::Run { setup, once } => command::run::run(settings(&cli.typed)?, environment, setup, once).await,
+        Command::Run { dry_run: true, once, .. } => {
+            command::run::dry_run(&settings(&cli.typed)?, environment, once).await
+        }
+        Command::Run { setup, once, .. } => command::run::run(settings(&cli.typed)?, environment, setup, once).await,
+        Command::Init => command::init::init(&settings(&cli.typed)?).await,
         Command::Setup { apply, remove, role } => {
             command::setup::setup(&settings(&cli.typed)?, environment, apply, remove, &role).await
         }

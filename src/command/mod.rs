@@ -1,7 +1,9 @@
 //! One module per command.
 
 pub mod check;
+pub mod dry_run;
 pub mod explain;
+pub mod init;
 pub mod invalidate;
 pub mod run;
 pub mod schema;

@@ -31,6 +31,12 @@ pub async fn run(settings: Settings, environment: &Environment, setup: bool, onc
     daemon::run(settings, Start { registry, rules, refused, once }).await
 }
 
+/// The same rules and stream, and nothing but words.
+pub async fn dry_run(settings: &Settings, environment: &Environment, once: bool) -> Result<(), Failure> {
+    let rules = super::load(settings, environment)?;
+    super::dry_run::dry_run(settings, &rules, once).await
+}
+
 /// The rules as they are, or the last good ones and why.
 fn load(registry: &mut Registry) -> Result<(Rules, Option<String>), Failure> {
     let error = match registry.load() {

@@ -10,13 +10,13 @@ use crate::setup;
 use crate::setup::catalog::Catalog;
 use crate::source::lsn::Lsn;
 use crate::source::replication::error::{Error, Kind};
-use crate::source::replication::{self, Server, Source};
+use crate::source::replication::{self, Server, Source, Which};
 
 impl Daemon {
     /// Opens both connections, looks at the tables, and starts the stream; where it starts.
     pub(super) async fn open(&self) -> Result<(Source, Option<Catalog>, Lsn), Error> {
         let Settings { dsn, names, lock_timeout, .. } = &self.settings;
-        let mut source = replication::open(dsn, names, *lock_timeout).await?;
+        let mut source = replication::open(dsn, names, *lock_timeout, Which::Own).await?;
         let catalog = match self.look_at_tables(&source).await {
             // A migration holds a lock on a table of ours: the others must not wait for it once they were looked at.
             Err(error) if self.ready && error.kind == Kind::Away => {

@@ -1,6 +1,6 @@
 //! The one-shot commands.
 
-use crate::support::{Monitor, RULES, World, fail, root, succeed};
+use crate::support::{Monitor, RULES, World, fail, root, succeed, until};
 
 #[tokio::test]
 async fn setup_prints_applies_repeats_and_removes() {
@@ -302,4 +302,72 @@ async fn run_once_catches_up_and_ends() {
     succeed(&mut world.waltag("waltag", &["run", "--once"]));
     world.settled(&sql).await;
     assert_eq!(monitor.unlinked(), ["1 FirstModel.pk:1", "1 FirstModel.pk:2"]);
+}
+
+/// `run --dry-run` beside a running daemon says what it does, without consuming or writing, and leaves nothing behind.
+#[tokio::test]
+async fn a_dry_run_beside_the_daemon() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let daemon = world.daemon();
+    let sql = world.sql().await;
+    let mut dry = world.waltag("waltag", &["run", "--dry-run"]);
+    let out = world.directory.path().join("dry");
+    let errors = std::fs::File::create(world.directory.path().join("dry.log")).unwrap();
+    let mut dry = dry.stdout(std::fs::File::create(&out).unwrap()).stderr(errors).spawn().unwrap();
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE active";
+    until("the copy is read", || async { sql.query_one(slots, &[]).await.unwrap().get::<_, i64>(0) == 2 }).await;
+    let monitor = Monitor::start(world.redis.port);
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    sql.batch_execute("TRUNCATE shop.second_model").await.unwrap();
+    let told = || std::fs::read_to_string(&out).unwrap();
+    until("it is told", || async { told().contains("a sweep") }).await;
+    world.settled(&sql).await;
+    assert!(told().contains("  my_cache_alias  FirstModel.pk:1\n    UNLINK FirstModel.pk:1\n"), "{}", told());
+    assert_eq!(monitor.lines().iter().filter(|line| line.contains("FirstModel.pk:1")).count(), 1, "the daemon's own");
+    crate::support::signal(dry.id(), "TERM");
+    assert!(dry.wait().unwrap().success());
+    until("the copy is gone", || async {
+        sql.query_one("SELECT count(*) FROM pg_replication_slots", &[]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    drop(daemon);
+    // Without any slot it reads from now on, and makes none.
+    sql.batch_execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active").await.unwrap();
+    until("the slot is gone", || async {
+        sql.batch_execute("SELECT pg_drop_replication_slot('waltag')").await.is_ok()
+    })
+    .await;
+    succeed(&mut world.waltag("waltag", &["run", "--dry-run", "--once"]));
+}
+
+/// `init` writes a file that is right for the database it was made of, whatever its tables are called.
+#[tokio::test]
+async fn init_writes_a_file_that_is_right() {
+    let world = World::new().await;
+    let sql = world.sql().await;
+    sql.batch_execute(
+        "CREATE TABLE \"odd.name <x>\" (\"a b\" int, \"c\"\"d\" int, PRIMARY KEY (\"a b\", \"c\"\"d\"));
+         CREATE TABLE shop.first_model (id int PRIMARY KEY, parent int REFERENCES first_model);
+         CREATE TABLE no_key (v text)",
+    )
+    .await
+    .unwrap();
+    let written = succeed(&mut world.waltag("postgres", &["init"]));
+    for part in [
+        "- \"public.first_model:<id>\"",
+        "- \"shop.first_model:<id>\"",
+        "# - \"first_model:<parent>:shop.first_model\"",
+        "- \"no_key\"",
+    ] {
+        assert!(written.contains(part), "{part}:\n{written}");
+    }
+    // With everything that it proposes.
+    let whole = written.replace("      # - ", "      - ");
+    let path = world.directory.path().join("rules.yaml");
+    for text in [written, whole] {
+        std::fs::write(&path, text).unwrap();
+        succeed(&mut world.waltag("postgres", &["setup", "--apply"]));
+        succeed(&mut world.waltag("postgres", &["check", "--live"]));
+    }
 }

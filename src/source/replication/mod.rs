@@ -32,6 +32,17 @@ pub struct Source {
     pub server: Server,
     /// Address for messages.
     pub place: String,
+    /// The slot that it reads.
+    pub slot: String,
+}
+
+/// Which slot is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Our own; it is made if it is not there.
+    Own,
+    /// A temporary copy, which is gone with the connection.
+    Copy,
 }
 
 /// Which server, and in what life.
@@ -46,10 +57,10 @@ pub struct Server {
 }
 
 /// Opens both connections to the first host that is a primary and fit to be streamed from.
-pub async fn open(dsn: &Dsn, names: &Names, lock_timeout: Duration) -> Result<Source, Error> {
+pub async fn open(dsn: &Dsn, names: &Names, lock_timeout: Duration, which: Which) -> Result<Source, Error> {
     let mut worst: Option<Error> = None;
     for endpoint in dsn.endpoints() {
-        match open_at(endpoint, names, lock_timeout).await {
+        match open_at(endpoint, names, lock_timeout, which).await {
             Ok(source) => return Ok(source),
             // With several hosts, one that is away may be the primary: then waiting helps.
             Err(error) if worst.as_ref().is_none_or(|worst| matches!(worst.kind, Kind::Permanent(_))) => {
@@ -61,7 +72,7 @@ pub async fn open(dsn: &Dsn, names: &Names, lock_timeout: Duration) -> Result<So
     Err(worst.unwrap_or_else(|| Error::away("the database URL names no host")))
 }
 
-async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration) -> Result<Source, Error> {
+async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration, which: Which) -> Result<Source, Error> {
     let place = endpoint.to_string();
     let session = Session::open(endpoint, &names.slot).await;
     let session = session.map_err(|error| Error::session("connecting", &place, &error))?;
@@ -85,8 +96,14 @@ async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration) -> 
     let crash = session.value("SELECT stats_reset::text FROM pg_stat_bgwriter").await;
     let crash = crash.map_err(|error| Error::session("reading the crash mark", &place, &error))?.unwrap_or_default();
     let server = Server { system: field(0), timeline: field(1), crash };
-    slot::ensure(&mut connection, &session, names, lock_timeout, &place).await?;
-    Ok(Source { session, connection, server, place })
+    let slot = match which {
+        Which::Own => {
+            slot::ensure(&mut connection, &session, names, lock_timeout, &place).await?;
+            names.slot.clone()
+        }
+        Which::Copy => slot::copy(&mut connection, &names.slot, &place).await?,
+    };
+    Ok(Source { session, connection, server, place, slot })
 }
 
 /// A name with several addresses, or a proxy during a switchover, can lead to two servers; the fence would then ask one
@@ -120,7 +137,7 @@ impl Source {
         let publications = format!("\"{}\"", names.publication.replace('"', "\"\""));
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {})",
-            super::session::identifier(&names.slot),
+            super::session::identifier(&self.slot),
             literal(&publications).trim()
         );
         let started = self.connection.start_replication(&command).await;

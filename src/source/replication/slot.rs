@@ -124,6 +124,19 @@ pub async fn ensure(
     create(connection, session, slot, lock_timeout, place).await
 }
 
+/// Makes a temporary slot where `slot` stands, or at the end if there is none yet; its name. The original may be in use.
+pub async fn copy(connection: &mut Connection, slot: &str, place: &str) -> Result<String, Error> {
+    let failed = |error| Error::stream("copying the slot", place, &error);
+    let copy = format!("{:.50}_dry_{:08x}", slot, rand::random::<u32>());
+    let query = format!("SELECT 1 FROM pg_replication_slots WHERE slot_name = {}", literal(slot));
+    let command = match connection.query(&query).await.map_err(failed)?.is_empty() {
+        true => format!("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT", identifier(&copy)),
+        false => format!("SELECT pg_copy_logical_replication_slot({}, {}, true)", literal(slot), literal(&copy)),
+    };
+    connection.query(&command).await.map_err(failed)?;
+    Ok(copy)
+}
+
 /// The transaction that a new slot waits for. Locks are visible to every role; the transactions of others' sessions are not.
 const OLDEST_WRITER: &str = "SELECT coalesce('of process ' || l.pid || coalesce(' (' || a.usename || ')', ''), 'a prepared transaction') \
     FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'transactionid' AND l.granted \
