@@ -103,8 +103,12 @@ impl Coverage {
             News::Table => ("catalog", format!("the table behind {list} was replaced, rewritten or published anew")),
             _ => ("rules", format!("the rules cover {list} from now on")),
         };
-        let mut keys = Keys::default();
-        new.iter().for_each(|(template, _)| keys.extend(&template.keys));
+        let mut keys = Keys {
+            patterns: new.iter().flat_map(|(template, _)| template.keys.patterns.iter().cloned()).collect(),
+            tags: new.iter().flat_map(|(template, _)| template.keys.tags.iter().cloned()).collect(),
+        };
+        // Each once.
+        keys.extend(&Keys::default());
         Some(Gap { code, sentence, scope: Scope::Some(keys) })
     }
 }

@@ -1,5 +1,7 @@
 //! Why changes may have been missed, and how much of a cache that concerns.
 
+use std::collections::HashSet;
+
 use super::pattern::Pattern;
 
 /// A reason for a resync.
@@ -23,7 +25,7 @@ pub enum Scope {
 }
 
 /// Keys that a sweep is for, and tags that stand for more.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Keys {
     /// Keys to look for.
     pub patterns: Vec<Pattern>,
@@ -34,11 +36,9 @@ pub struct Keys {
 impl Keys {
     /// Adds what is not there yet.
     pub fn extend(&mut self, more: &Keys) {
-        let patterns = more.patterns.iter().filter(|pattern| !self.patterns.contains(pattern));
-        let patterns: Vec<Pattern> = patterns.cloned().collect();
-        self.patterns.extend(patterns);
-        let tags: Vec<Vec<u8>> = more.tags.iter().filter(|tag| !self.tags.contains(tag)).cloned().collect();
-        self.tags.extend(tags);
+        let patterns: HashSet<&Pattern> = self.patterns.iter().chain(&more.patterns).collect();
+        let tags: HashSet<&Vec<u8>> = self.tags.iter().chain(&more.tags).collect();
+        *self = Keys { patterns: patterns.into_iter().cloned().collect(), tags: tags.into_iter().cloned().collect() };
     }
 }
 

@@ -12,10 +12,10 @@ use crate::rules::tables::TableName;
 use crate::rules::template::{Name, Piece, Placeholder, Template};
 
 /// The keys of one template, or of one hashed prefix.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pattern(Vec<Part>);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Part {
     Literal(Vec<u8>),
     /// An integer as PostgreSQL writes it.

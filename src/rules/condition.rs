@@ -2,10 +2,10 @@
 //! cannot be decided counts as true, because doubt invalidates.
 
 use std::collections::{BTreeSet, HashMap};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use cel::common::ast::{EntryExpr, Expr, IdedExpr, LiteralValue, operators};
-use cel::{Context, ExecutionError, Program, Value};
+use cel::{Context, Env, ExecutionError, Program, Value};
 use tokio_postgres::types::{Kind, Type};
 
 use super::diagnostic::nearest;
@@ -38,10 +38,15 @@ const FUNCTIONS: [&str; 13] = [
     "dyn",
 ];
 
+thread_local! {
+    /// The standard library: made once, because making it takes longer than most conditions.
+    static LIBRARY: Arc<Env> = Arc::new(Env::stdlib());
+}
+
 /// A compiled condition.
 #[derive(Clone)]
 pub struct Condition {
-    program: Rc<Program>,
+    program: Arc<Program>,
     /// As written.
     pub text: String,
     /// Columns of the image that is rendered, ...
@@ -137,7 +142,7 @@ impl Condition {
             return Err(Error { code: "condition-type", ..error });
         }
         let [row, old, new] = names.images;
-        Ok(Condition { program: Rc::new(program), text: text.to_owned(), row, old, new })
+        Ok(Condition { program: Arc::new(program), text: text.to_owned(), row, old, new })
     }
 
     /// Does it hold? `None` if that cannot be decided.
@@ -168,7 +173,7 @@ impl Condition {
     }
 
     fn evaluate(&self, question: &Question) -> Option<Result<Value, ExecutionError>> {
-        let mut context = Context::default();
+        let mut context = Context::with_env(LIBRARY.with(Arc::clone));
         for (name, columns, image) in
             [("row", &self.row, question.row), ("old", &self.old, question.old), ("new", &self.new, question.new)]
         {

@@ -24,7 +24,7 @@ pub mod value;
 pub mod watch;
 pub mod yaml;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -275,13 +275,13 @@ impl Rules {
         }
     }
 
-    /// The same template for the same table and cache twice.
+    /// The same template for the same table and cache twice, under the same conditions.
     fn find_repetitions(&self, problems: &mut Vec<Diagnostic>) {
-        let mut seen: HashMap<(&TableSet, usize, &str), &Place> = HashMap::new();
+        let mut seen: HashMap<(String, usize), &Place> = HashMap::new();
         for rule in &self.rules {
             for tag in &rule.tags {
                 for cache in &tag.caches {
-                    let key = (&rule.tables, *cache, tag.template.text.as_str());
+                    let key = (tag.identity(rule, &rule.tables), *cache);
                     if let Some(first) = seen.get(&key) {
                         let message = format!("`{}` of {} stands here again", tag.template.text, rule.tables);
                         problems.push(tag.place.warning("repeated-tag", message).help(format!("first at {first}")));
@@ -303,6 +303,7 @@ impl Rules {
     ) -> Coverage {
         let Some(of) = self.caches.get(cache) else { return Coverage::default() };
         let mut coverage = Coverage { options: of.options_id(), ..Coverage::default() };
+        let mut reached = HashSet::new();
         for rule in &self.rules {
             for table in rule.tables.among(known.clone()) {
                 for tag in rule.tags.iter().filter(|tag| tag.caches.contains(&cache)) {
@@ -311,7 +312,11 @@ impl Rules {
                     if keys == Keys::default() && !coverage.unreachable.contains(&text) {
                         coverage.unreachable.push(text.clone());
                     }
-                    coverage.reach.extend(&keys);
+                    // Ten thousand rules are compared with each other otherwise.
+                    if reached.insert(keys.clone()) {
+                        coverage.reach.patterns.extend(keys.patterns.iter().cloned());
+                        coverage.reach.tags.extend(keys.tags.iter().cloned());
+                    }
                     if let Some(found) = published(&table) {
                         let id = coverage::id(&tag.identity(rule, &table));
                         coverage.templates.push(Covered { id, table: found, text, keys });
@@ -366,7 +371,7 @@ impl Tag {
     }
 
     /// All that decides which changes make which tags stale.
-    fn identity(&self, rule: &Rule, table: &TableName) -> String {
+    fn identity(&self, rule: &Rule, table: &impl std::fmt::Display) -> String {
         let names = |changes: &Changes| changes.columns.iter().map(|(_, name)| name.clone()).collect::<Vec<_>>();
         let changes: Vec<_> = self.changes.iter().map(|changes| (changes.only, names(changes))).collect();
         let when: Vec<&str> = self.when.iter().map(|(_, condition)| condition.text.as_str()).collect();

@@ -4,6 +4,7 @@
 mod entry;
 
 use std::cell::Cell as Slot;
+use std::collections::HashMap;
 
 use prometheus_client::metrics::counter::Counter;
 
@@ -83,11 +84,18 @@ impl Plan {
         let table = tables.first().map(ToString::to_string).unwrap_or_default();
         let (entries, conditions, unfit) = (Vec::new(), Vec::new(), Vec::new());
         let undecided = rules.undecided.clone();
+        let mut numbers: HashMap<String, usize> = HashMap::new();
         let mut plan = Plan { entries, conditions, columns: columns.to_vec(), table, undecided, width: 0, unfit };
         for table in tables {
             for (number, rule) in rules.rules.iter().enumerate().filter(|(_, rule)| rule.tables.contains(table)) {
                 for tag in &rule.tags {
-                    let when: Vec<usize> = tag.when.iter().map(|(_, condition)| plan.condition(condition)).collect();
+                    let mut number_of = |condition: &Condition| {
+                        *numbers.entry(condition.text.clone()).or_insert_with(|| {
+                            plan.conditions.push(condition.clone());
+                            plan.conditions.len() - 1
+                        })
+                    };
+                    let when: Vec<usize> = tag.when.iter().map(|(_, condition)| number_of(condition)).collect();
                     for (index, made) in tag.caches.iter().zip(&tag.made) {
                         let Some(cache) = rules.caches.get(*index) else { continue };
                         let compiled = Entry::compile(rule, number, tag, *index, cache, table, columns);
@@ -112,13 +120,6 @@ impl Plan {
         let looked_at = plan.entries.iter().flat_map(Entry::columns).chain(of_conditions);
         plan.width = looked_at.max().map_or(0, |last| last + 1);
         plan
-    }
-
-    fn condition(&mut self, condition: &Condition) -> usize {
-        self.conditions.iter().position(|known| known == condition).unwrap_or_else(|| {
-            self.conditions.push(condition.clone());
-            self.conditions.len() - 1
-        })
     }
 
     /// Does no rule look at this relation?

@@ -78,3 +78,49 @@ async fn latency() {
     show("COMMIT to stale", &mut waits);
     show("one Redis round trip", &mut trips);
 }
+
+/// 10,000 rules in 200 files: how long they take to load, and a reload while changes stream.
+#[tokio::test]
+#[ignore = "a measurement: scripts/bench"]
+async fn rules() {
+    let world = World::new().await;
+    let directory = world.directory.path().join("rules.d");
+    std::fs::create_dir(&directory).unwrap();
+    let redis = world.redis.url(0);
+    let write = |head: &str| {
+        for file in 0..200 {
+            let caches = if file == 0 {
+                format!("caches: {{c: {{url: \"{redis}\", dialect: keys, repeat: []}}}}\n")
+            } else {
+                String::new()
+            };
+            let rule = |rule: u32| {
+                format!(
+                    "  - {{table: first_model, when: \"row.id > {rule}\", tags: [\"{head}{file}:{rule}:<id>\", \"{head}{file}:{rule}:<name|lower>\"]}}\n"
+                )
+            };
+            let rules: String = (0..50).map(rule).collect();
+            std::fs::write(directory.join(format!("{file:03}.yaml")), format!("version: 1\n{caches}rules:\n{rules}"))
+                .unwrap();
+        }
+    };
+    write("a");
+    let path = directory.display().to_string();
+    let begin = Instant::now();
+    let text = crate::support::succeed(&mut world.waltag("waltag", &["check", "--rules", &path]));
+    println!("check: {:.2?} for {}", begin.elapsed(), text.lines().last().unwrap_or_default());
+    let small = directory.join("200.yaml");
+    let sql = world.sql().await;
+    crate::support::succeed(&mut world.waltag("postgres", &["setup", "--apply", "--rules", &path]));
+    let daemon = world.start_at("info", &mut world.waltag("waltag", &["run", "--rules", &path]));
+    daemon.wait_for(" ready ");
+    let begin = Instant::now();
+    sql.batch_execute("INSERT INTO first_model VALUES (100)").await.unwrap();
+    world.settled_within(&sql, Duration::from_secs(60)).await;
+    println!("one row, 10,000 rules: {:.2?}", begin.elapsed());
+    std::fs::write(small, "version: 1\n").unwrap();
+    let begin = Instant::now();
+    daemon.signal("HUP");
+    daemon.wait_for("rules reloaded");
+    println!("reload: {:.2?}", begin.elapsed());
+}
