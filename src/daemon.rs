@@ -5,6 +5,7 @@ mod intake;
 mod opening;
 mod reload;
 mod report;
+mod rest;
 mod view;
 
 use std::future::{Future, pending};
@@ -203,7 +204,7 @@ impl Daemon {
                     self.told = None;
                 }
             }
-            if self.goal.is_some_and(|goal| flow.marked() >= Some(goal)) {
+            if self.goal.is_some_and(|goal| flow.marked() >= Some(goal)) && flow.lanes.iter().all(Lane::is_attached) {
                 tracing::info!("caught up with the start");
                 return self.drain(source, flow, feedback).await;
             }
@@ -326,40 +327,10 @@ impl Daemon {
         sent.map_err(|error| Error::stream("stopping", &source.place, &error))
     }
 
-    /// Waits between two streams; the lanes go on with what they have. True if asked to stop.
-    async fn rest(&mut self, wait: Duration, shutdown: &mut Shutdown) -> bool {
-        let (until, mut turn) = (Instant::now() + wait, tokio::time::interval(IDLE_LOOK));
-        loop {
-            self.turn();
-            tokio::select! {
-                () = shutdown.asked() => return true,
-                () = sleep_until(until) => return false,
-                _ = turn.tick() => self.show_at_rest(),
-                asked = self.registry.asked() => drop(self.read_rules(asked)),
-                (index, event) = next_event(&mut self.flow) => {
-                    if let Some((server, flow)) = self.flow.take() {
-                        // Nothing here ends the wait.
-                        if let Err(error) = self.lane_event(&flow, index, event) {
-                            tracing::error!("{error}");
-                        }
-                        self.flow = Some((server, flow));
-                    }
-                }
-            }
-        }
-    }
-
     /// The loop has turned.
     fn turn(&self) {
         self.manager.feed();
         self.board.turn();
-    }
-}
-
-async fn next_event(flow: &mut Option<(Server, Flow)>) -> (usize, LaneEvent) {
-    match flow {
-        Some((_, flow)) => flow.next_lane_event().await,
-        None => pending().await,
     }
 }
 

@@ -122,7 +122,7 @@ impl Flow {
         if let Some((_, counter)) = self.changes.iter().find(|(counted, _)| *counted == event) {
             counter.inc();
         }
-        if open.size() > PIECE {
+        if open.stale.iter().map(Stale::ready).sum::<usize>() > PIECE {
             self.pass_on(false);
         }
         Ok(())

@@ -89,6 +89,9 @@ pub struct Stale {
     held: Vec<Held>,
 }
 
+/// Bytes that a rule's tags may hold until its transaction ends: more of them collapse, however few.
+const HELD: usize = 1 << 20;
+
 /// The tags of one rule with `collapse`.
 pub struct Held {
     rule: usize,
@@ -103,7 +106,7 @@ pub struct Held {
 impl Held {
     /// To be called when tags were added.
     pub fn collapse(&mut self) {
-        if self.collapsed || self.tags.len() > self.over {
+        if self.collapsed || self.tags.len() > self.over || self.tags.size() > HELD {
             self.collapsed = true;
             self.tags = Tags::default();
         }
@@ -131,6 +134,11 @@ impl Stale {
             self.held.len() - 1
         });
         &mut self.held[at]
+    }
+
+    /// Bytes that can be handed out before the transaction ends.
+    pub fn ready(&self) -> usize {
+        self.tags.size() + self.held.iter().filter(|held| held.collapsed).map(|held| held.to.size()).sum::<usize>()
     }
 
     /// Bytes that it holds.

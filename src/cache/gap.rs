@@ -36,6 +36,20 @@ pub struct Keys {
 impl Keys {
     /// Adds what is not there yet.
     pub fn extend(&mut self, more: &Keys) {
+        // One row at a time adds one or two.
+        if more.patterns.len() + more.tags.len() < 8 {
+            for pattern in &more.patterns {
+                if !self.patterns.contains(pattern) {
+                    self.patterns.push(pattern.clone());
+                }
+            }
+            for tag in &more.tags {
+                if !self.tags.contains(tag) {
+                    self.tags.push(tag.clone());
+                }
+            }
+            return;
+        }
         let patterns: HashSet<&Pattern> = self.patterns.iter().chain(&more.patterns).collect();
         let tags: HashSet<&Vec<u8>> = self.tags.iter().chain(&more.tags).collect();
         *self = Keys { patterns: patterns.into_iter().cloned().collect(), tags: tags.into_iter().cloned().collect() };

@@ -8,6 +8,7 @@ use tokio_postgres::types::Type;
 use super::Cache;
 use super::dialect::KeyFormula;
 use crate::rules::plan;
+use crate::rules::style::Style;
 use crate::rules::tables::TableName;
 use crate::rules::template::{Name, Piece, Placeholder, Template};
 
@@ -41,6 +42,7 @@ impl Pattern {
     pub fn of_template(
         template: &Template,
         cache: &Cache,
+        style: Option<Style>,
         table: &TableName,
         type_of: impl Fn(&str) -> Option<u32>,
     ) -> Option<Pattern> {
@@ -51,7 +53,7 @@ impl Pattern {
                 Piece::Placeholder(placeholder) => match &placeholder.name {
                     Name::Table => Part::Literal(plan::constant(&table.name, placeholder)),
                     Name::Schema => Part::Literal(plan::constant(&table.schema, placeholder)),
-                    Name::Column(column, _) => column_part(placeholder, cache, type_of(column)),
+                    Name::Column(column, _) => column_part(placeholder, cache, style, type_of(column)),
                 },
             };
             match (parts.last_mut(), part) {
@@ -78,7 +80,7 @@ impl Pattern {
 
     /// Does this key belong to it?
     pub fn matches(&self, key: &[u8]) -> bool {
-        fits(&self.0, key)
+        key.starts_with(self.prefix()) && fits(&self.0, key)
     }
 }
 
@@ -101,8 +103,8 @@ pub fn common_glob(patterns: &[Pattern]) -> Vec<u8> {
 }
 
 /// What a column can be written as.
-fn column_part(placeholder: &Placeholder, cache: &Cache, type_oid: Option<u32>) -> Part {
-    let style = placeholder.style.unwrap_or(cache.style);
+fn column_part(placeholder: &Placeholder, cache: &Cache, style: Option<Style>, type_oid: Option<u32>) -> Part {
+    let style = placeholder.style.or(style).unwrap_or(cache.style);
     let text = Part::Text(usize::from(cache.dialect.empty_skips));
     // A filter may write anything, and a style may write NULL as a word.
     if !placeholder.filters.is_empty() || style.null().is_some() {
@@ -169,7 +171,7 @@ mod tests {
             "unknown" => None,
             _ => Some(Type::TEXT.oid()),
         };
-        Pattern::of_template(&Template::parse(template).unwrap(), &rules.caches[0], &table, type_of)
+        Pattern::of_template(&Template::parse(template).unwrap(), &rules.caches[0], None, &table, type_of)
     }
 
     fn pattern(template: &str) -> Option<Pattern> {

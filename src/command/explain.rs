@@ -100,7 +100,8 @@ fn columns(old: Option<&Map<String, Value>>, new: Option<&Map<String, Value>>) -
             Value::Bool(_) => Type::BOOL,
             Value::Number(number) if number.is_f64() => Type::NUMERIC,
             Value::Number(_) => Type::INT8,
-            Value::Array(_) => Type::TEXT_ARRAY,
+            Value::Array(items) if !items.iter().any(Value::is_object) => Type::TEXT_ARRAY,
+            Value::Array(_) => Type::JSONB,
             Value::Object(_) => Type::JSONB,
             Value::Null | Value::String(_) => Type::TEXT,
         }
@@ -120,7 +121,7 @@ fn text(value: Option<&Value>) -> Option<String> {
         Some(Value::Bool(true)) => Some("t".into()),
         Some(Value::Bool(false)) => Some("f".into()),
         Some(Value::String(text)) => Some(text.clone()),
-        Some(Value::Array(items)) => {
+        Some(Value::Array(items)) if !items.iter().any(Value::is_object) => {
             let quote = |text: String| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
             let items = items.iter().map(|item| text(Some(item)).map_or("NULL".to_owned(), quote));
             Some(format!("{{{}}}", items.collect::<Vec<_>>().join(",")))

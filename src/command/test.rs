@@ -79,10 +79,16 @@ async fn run(rules: &Rules, case: &Case, database: Option<(&Sql, &Catalog)>) -> 
     if let [first, ..] = plan.unfit.as_slice() {
         return Err(format!("{first}; give it in the test's rows"));
     }
+    let undecided = rules.undecided.get();
     let mut stale: Vec<Stale> = rules.caches.iter().map(|_| Stale::default()).collect();
     let mut problems = Vec::new();
     let change = Change { event, old: old.as_deref(), new: new.as_deref() };
     plan.render(change, &mut stale, |unlisted| problems.push(format!("`{}`: {}", unlisted.template, unlisted.reason)));
+    if rules.undecided.get() > undecided && database.is_none() && columns.iter().any(|column| !column.declared) {
+        problems.push(
+            "a condition cannot be decided for these values: give the types of their columns in `columns:`".into(),
+        );
+    }
     let made = |stale: &mut Stale| -> BTreeSet<String> {
         stale.take(true).tags.iter().map(|tag| String::from_utf8_lossy(tag).into_owned()).collect()
     };
@@ -119,6 +125,7 @@ fn compare(head: &str, expected: &BTreeSet<String>, made: &BTreeSet<String>, pro
 struct Typed {
     bound: Column,
     sql: String,
+    declared: bool,
 }
 
 /// The columns of both rows: by the test's `columns:`, by the database, else by how the values are written.
@@ -133,19 +140,27 @@ fn columns(case: &Case, catalog: Option<&Catalog>) -> Result<Vec<Typed>, String>
             continue;
         }
         let declared = case.columns.iter().find(|(_, column, _)| column == name).map(|(.., sql)| sql.clone());
+        let is_declared = declared.is_some() || table.is_some();
         let (type_oid, sql) = match (declared, table) {
+            (Some(sql), _)
+                if !sql.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_ .,()[]\"".contains(&byte)) =>
+            {
+                return Err(format!("`{sql}` is not the name of a type"));
+            }
             (Some(sql), _) => (type_named(&sql), sql),
             (None, Some(table)) => {
                 let type_oid = table.type_of(name).ok_or_else(|| format!("{} has no column `{name}`", case.table))?;
                 (type_oid, Type::from_oid(type_oid).map_or("text".into(), |kind| kind.name().to_owned()))
             }
             (None, None) => match value {
-                Written::List(_) => (Type::TEXT_ARRAY.oid(), "text[]".into()),
-                Written::Map(_) => (Type::JSONB.oid(), "jsonb".into()),
+                Written::List(items) if !items.iter().any(|item| matches!(item, Written::Map(_))) => {
+                    (Type::TEXT_ARRAY.oid(), "text[]".into())
+                }
+                Written::List(_) | Written::Map(_) => (Type::JSONB.oid(), "jsonb".into()),
                 Written::Null | Written::Text(_) => (Type::TEXT.oid(), "text".into()),
             },
         };
-        columns.push(Typed { bound: Column { name: name.clone(), type_oid, key: true }, sql });
+        columns.push(Typed { bound: Column { name: name.clone(), type_oid, key: true }, sql, declared: is_declared });
     }
     Ok(columns)
 }

@@ -1,43 +1,24 @@
 //! `when`: a condition in CEL over `row` (the image that is rendered), `old`, `new`, `op` and `table`. Compiled once; what
 //! cannot be decided counts as true, because doubt invalidates.
 
+mod names;
+mod value;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use cel::common::ast::{EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 use cel::{Context, Env, ExecutionError, Program, Value};
-use tokio_postgres::types::{Kind, Type};
+use tokio_postgres::types::Type;
 
-use super::diagnostic::nearest;
 use super::events::Event;
-use super::value::elements;
+use names::{Family, Names, Operand, never_boolean};
+use value::{sample, value};
 
 /// The parser recurses, so what it is given is bounded.
 const LONGEST: usize = 4096;
 const DEEPEST: usize = 64;
 /// Address space; what is not used is not backed by memory.
 const STACK: usize = 64 << 20;
-/// The images of a row that a condition may name.
-const IMAGES: [&str; 3] = ["row", "old", "new"];
-/// All that may stand free in a condition.
-const VARIABLES: [&str; 5] = ["row", "old", "new", "op", "table"];
-/// Functions of CEL's standard library that can be of use here.
-const FUNCTIONS: [&str; 13] = [
-    "size",
-    "contains",
-    "startsWith",
-    "endsWith",
-    "matches",
-    "int",
-    "uint",
-    "double",
-    "string",
-    "bool",
-    "bytes",
-    "type",
-    "dyn",
-];
-
 thread_local! {
     /// The standard library: made once, because making it takes longer than most conditions.
     static LIBRARY: Arc<Env> = Arc::new(Env::stdlib());
@@ -55,6 +36,8 @@ pub struct Condition {
     pub old: BTreeSet<String>,
     /// ... and of the new one.
     pub new: BTreeSet<String>,
+    /// Columns that are compared for equality, and with what: CEL takes a text and a number for different, without a word.
+    equal: Vec<(String, Operand)>,
 }
 
 /// What is wrong with a condition: code, sentence, the characters before it, and what was misspelt.
@@ -131,7 +114,7 @@ impl Condition {
             }
             Err(_) => return Err(wrong("this condition cannot be parsed".into(), 0)),
         };
-        let mut names = Names { images: Default::default(), unknown: None, local: Vec::new() };
+        let mut names = Names { images: Default::default(), unknown: None, local: Vec::new(), equal: Vec::new() };
         names.visit(program.expression());
         if let Some((message, id, back, help)) = names.unknown {
             let offset = program.source_info().offset_for(id).map_or(0, |(start, _)| start as usize);
@@ -141,8 +124,8 @@ impl Condition {
             let error = wrong(format!("a condition is true or false; this is {kind}"), 0);
             return Err(Error { code: "condition-type", ..error });
         }
-        let [row, old, new] = names.images;
-        Ok(Condition { program: Arc::new(program), text: text.to_owned(), row, old, new })
+        let ([row, old, new], equal) = (names.images, names.equal);
+        Ok(Condition { program: Arc::new(program), text: text.to_owned(), row, old, new, equal })
     }
 
     /// Does it hold? `None` if that cannot be decided.
@@ -155,6 +138,19 @@ impl Condition {
 
     /// Why it can never be decided for columns of these types: asked with a value of each.
     pub fn misfit(&self, type_of: impl Fn(&str) -> Option<u32>) -> Option<String> {
+        let unequal = self.equal.iter().find_map(|(column, other)| {
+            let own = Family::of(type_of(column)?)?;
+            let other = match other {
+                Operand::Literal(family) => Some(*family),
+                Operand::Column(column) => Family::of(type_of(column)?),
+            }?;
+            (own != other).then(|| {
+                format!("`{column}` is {own:?} and compared with {other:?}: they are never equal").to_lowercase()
+            })
+        });
+        if unequal.is_some() {
+            return unequal;
+        }
         let sample = |column: &str| {
             let type_oid = type_of(column).unwrap_or(Type::TEXT.oid());
             Some((type_oid, Some(sample(type_oid).to_owned())))
@@ -199,243 +195,5 @@ fn compile(text: &str) -> std::thread::Result<Result<Program, cel::ParseErrors>>
     })
 }
 
-/// A column's text as CEL takes it.
-fn value(type_oid: u32, text: String) -> Value {
-    let number = |text: &str| match text.parse::<i64>() {
-        Ok(whole) => Some(Value::Int(whole)),
-        Err(_) => text.parse::<f64>().ok().map(Value::Float),
-    };
-    match Type::from_oid(type_oid) {
-        Some(Type::BOOL) => Value::Bool(text == "t"),
-        Some(Type::INT2 | Type::INT4 | Type::INT8 | Type::OID | Type::NUMERIC | Type::FLOAT4 | Type::FLOAT8) => {
-            number(&text).unwrap_or_else(|| text.into())
-        }
-        Some(Type::JSON | Type::JSONB) => serde_json::from_str(&text).map_or_else(|_| text.into(), json),
-        Some(kind) => match kind.kind() {
-            Kind::Array(element) => {
-                let element = element.oid();
-                let items = elements(&text).into_iter();
-                let items = items.map(|item| item.map_or(Value::Null, |item| value(element, item)));
-                Value::List(items.collect::<Vec<_>>().into())
-            }
-            _ => text.into(),
-        },
-        None => text.into(),
-    }
-}
-
-fn json(value: serde_json::Value) -> Value {
-    match value {
-        serde_json::Value::Null => Value::Null,
-        serde_json::Value::Bool(value) => Value::Bool(value),
-        serde_json::Value::Number(number) => match number.as_i64() {
-            Some(whole) => Value::Int(whole),
-            None => Value::Float(number.as_f64().unwrap_or_default()),
-        },
-        serde_json::Value::String(text) => text.into(),
-        serde_json::Value::Array(items) => Value::List(items.into_iter().map(json).collect::<Vec<_>>().into()),
-        serde_json::Value::Object(fields) => {
-            fields.into_iter().map(|(key, value)| (key, json(value))).collect::<HashMap<_, _>>().into()
-        }
-    }
-}
-
-/// Some value of a type, as PostgreSQL writes it.
-fn sample(type_oid: u32) -> &'static str {
-    match Type::from_oid(type_oid) {
-        Some(Type::BOOL) => "t",
-        Some(Type::INT2 | Type::INT4 | Type::INT8 | Type::OID | Type::NUMERIC | Type::FLOAT4 | Type::FLOAT8) => "1",
-        Some(Type::JSON | Type::JSONB) => "{}",
-        Some(kind) if matches!(kind.kind(), Kind::Array(_)) => "{}",
-        _ => "a",
-    }
-}
-
-/// Kinds of expressions that give anything but a boolean.
-fn never_boolean(expression: &Expr) -> Option<&'static str> {
-    match expression {
-        Expr::Literal(LiteralValue::Boolean(_)) => None,
-        Expr::Literal(_) => Some("a constant"),
-        Expr::List(_) => Some("a list"),
-        Expr::Map(_) | Expr::Struct(_) => Some("a map"),
-        Expr::Ident(name) if IMAGES.contains(&name.as_str()) => Some("a row"),
-        Expr::Ident(name) if VARIABLES.contains(&name.as_str()) => Some("a text"),
-        Expr::Call(call) => match call.func_name.as_str() {
-            operators::ADD | operators::SUBSTRACT | operators::MULTIPLY | operators::DIVIDE | operators::MODULO => {
-                Some("a sum")
-            }
-            operators::NEGATE | "size" | "int" | "uint" | "double" => Some("a number"),
-            "string" => Some("a text"),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// What an expression names.
-struct Names {
-    images: [BTreeSet<String>; 3],
-    /// Sentence, place, characters that the place is too far, advice.
-    unknown: Option<(String, u64, usize, Option<String>)>,
-    /// Variables of macros (`exists(x, ...)`).
-    local: Vec<String>,
-}
-
-impl Names {
-    fn image(&mut self, operand: &IdedExpr, column: &str) -> bool {
-        let Expr::Ident(name) = &operand.expr else { return false };
-        let image = IMAGES.iter().position(|image| image == name);
-        match image.and_then(|image| self.images.get_mut(image)) {
-            Some(columns) => {
-                columns.insert(column.to_owned());
-                true
-            }
-            None => false,
-        }
-    }
-
-    fn complain(&mut self, message: String, id: u64, back: usize, help: Option<String>) {
-        self.unknown.get_or_insert((message, id, back, help));
-    }
-
-    fn visit(&mut self, expression: &IdedExpr) {
-        match &expression.expr {
-            Expr::Select(select) if self.image(&select.operand, &select.field) => {}
-            Expr::Select(select) => self.visit(&select.operand),
-            Expr::Call(call) => {
-                if let (operators::INDEX, [operand, IdedExpr { expr: Expr::Literal(LiteralValue::String(column)), .. }]) =
-                    (call.func_name.as_str(), call.args.as_slice())
-                    && self.image(operand, column.inner())
-                {
-                    return;
-                }
-                let name = call.func_name.as_str();
-                let operator = name.contains('_') || name.starts_with('@');
-                if !operator && !FUNCTIONS.contains(&name) {
-                    let help = match nearest(name, &FUNCTIONS) {
-                        Some(near) => format!("did you mean `{near}`?"),
-                        None => format!("known: {}", FUNCTIONS.join(", ")),
-                    };
-                    // A call stands at its parenthesis.
-                    self.complain(format!("unknown function `{name}`"), expression.id, name.len(), Some(help));
-                }
-                call.target.iter().for_each(|target| self.visit(target));
-                call.args.iter().for_each(|argument| self.visit(argument));
-            }
-            Expr::Comprehension(inner) => {
-                [&inner.iter_range, &inner.accu_init].into_iter().for_each(|part| self.visit(part));
-                self.local.extend([inner.iter_var.clone(), inner.accu_var.clone()]);
-                self.local.extend(inner.iter_var2.clone());
-                [&inner.loop_cond, &inner.loop_step, &inner.result].into_iter().for_each(|part| self.visit(part));
-            }
-            Expr::Ident(name) if IMAGES.contains(&name.as_str()) => {
-                let help = Some(format!("name a column: {name}.column"));
-                self.complain(format!("`{name}` is a whole row"), expression.id, 0, help);
-            }
-            Expr::Ident(name) if VARIABLES.contains(&name.as_str()) || self.local.contains(name) => {}
-            Expr::Ident(name) => {
-                let help = match nearest(name, &VARIABLES) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("columns are written row.{name}; known: {}", VARIABLES.join(", ")),
-                };
-                self.complain(format!("unknown name `{name}`"), expression.id, 0, Some(help));
-            }
-            Expr::List(list) => list.elements.iter().for_each(|element| self.visit(element)),
-            Expr::Map(map) => {
-                for entry in &map.entries {
-                    if let EntryExpr::MapEntry(entry) = &entry.expr {
-                        self.visit(&entry.key);
-                        self.visit(&entry.value);
-                    }
-                }
-            }
-            Expr::Struct(_) | Expr::Literal(_) | Expr::Unspecified => {}
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ask(text: &str, row: &[(&str, Type, Option<&str>)]) -> Option<bool> {
-        let image = |column: &str| {
-            let found = row.iter().find(|(name, ..)| *name == column)?;
-            Some((found.1.oid(), found.2.map(str::to_owned)))
-        };
-        let question = Question { row: &image, old: &image, new: &image, event: Event::Update, table: "shop.t" };
-        Condition::parse(text).unwrap_or_else(|error| panic!("{text}: {error:?}")).holds(&question)
-    }
-
-    #[test]
-    fn values_compare_as_what_they_are() {
-        let row = [
-            ("status", Type::TEXT, Some("live")),
-            ("price", Type::NUMERIC, Some("10.50")),
-            ("count", Type::INT4, Some("9")),
-            ("ok", Type::BOOL, Some("f")),
-            ("gone", Type::TIMESTAMPTZ, None),
-            ("labels", Type::TEXT_ARRAY, Some("{a,b}")),
-            ("data", Type::JSONB, Some(r#"{"n": 3, "tags": ["x"]}"#)),
-            ("odd name", Type::INT8, Some("1")),
-        ];
-        for (text, holds) in [
-            ("row.status == 'live'", Some(true)),
-            ("row.price > 9", Some(true)),
-            ("row.price == 10.5", Some(true)),
-            ("row.count < 10 && !row.ok", Some(true)),
-            ("row.gone == null", Some(true)),
-            ("row.gone > 5", None),
-            ("row.missing == 1", None),
-            ("row.missing == 1 || row.count == 9", None),
-            ("'a' in row.labels", Some(true)),
-            ("row.labels.exists(l, l == 'b')", Some(true)),
-            ("row.data.n == 3 && row.data.tags[0] == 'x'", Some(true)),
-            ("has(row.data.none)", Some(false)),
-            ("row['odd name'] == 1", Some(true)),
-            ("op == 'update' && table == 'shop.t'", Some(true)),
-            ("old.count == new.count", Some(true)),
-            ("row.status.startsWith('li')", Some(true)),
-            ("row.status + 1 == 2", None),
-        ] {
-            assert_eq!(ask(text, &row), holds, "{text}");
-        }
-    }
-
-    #[test]
-    fn mistakes() {
-        for (text, code, word, offset) in [
-            ("row.a ==", "condition", "mismatched input", 7),
-            ("rwo.a == 1", "condition", "unknown name `rwo`", 0),
-            ("row.a == 1 && foo(row.a)", "condition", "unknown function `foo`", 14),
-            ("status == 'x'", "condition", "unknown name `status`", 0),
-            ("row", "condition", "whole row", 0),
-            ("1", "condition-type", "a constant", 0),
-            ("row.a + 1", "condition-type", "a sum", 0),
-            ("size(row.a)", "condition-type", "a number", 0),
-            ("", "condition", "", 0),
-        ] {
-            let error = Condition::parse(text).unwrap_err();
-            assert!(error.code == code && error.message.contains(word), "{text}: {error:?}");
-            assert_eq!(error.offset, offset, "{text}: {error:?}");
-        }
-        for bad in ["(".repeat(5000), "!".repeat(100), "'\\q'".into(), "\0".into(), "[".repeat(63)] {
-            assert!(Condition::parse(&bad).is_err());
-        }
-    }
-
-    #[test]
-    fn what_it_names_and_whether_it_can_hold() {
-        let condition = Condition::parse("row.a == 1 && old.b != new['c'] && [row.d].exists(x, x == row.e)").unwrap();
-        let list = |columns: &BTreeSet<String>| columns.iter().cloned().collect::<Vec<_>>().join(" ");
-        assert_eq!(
-            (list(&condition.row), list(&condition.old), list(&condition.new)),
-            ("a d e".into(), "b".into(), "c".into())
-        );
-        let misfit = |text: &str, kind: Type| Condition::parse(text).unwrap().misfit(|_| Some(kind.oid()));
-        assert_eq!(misfit("row.a > 5", Type::INT4), None);
-        assert!(misfit("row.a > 5", Type::TEXT).unwrap().contains("string, int"));
-        assert!(misfit("row.a", Type::INT4).unwrap().contains("int"));
-        assert_eq!(misfit("row.a", Type::BOOL), None);
-    }
-}
+mod tests;

@@ -126,7 +126,7 @@ fn rule(node: &Node, defaults: &Defaults, problems: &mut Vec<Diagnostic>) -> Opt
     let fields = Fields::of(node, "a rule", &known, problems)?;
     let mut options = Options::read(&fields, problems);
     options.caches = options.caches.or_else(|| defaults.caches.clone());
-    options.events = Some(options.events.unwrap_or(Events::ALL).and(defaults.events));
+    options.events = Some(options.events.unwrap_or(defaults.events));
     let old = options::old(&fields, problems).unwrap_or(defaults.old);
     let collapse = options::collapse(&fields, problems);
     if let Some(node) = fields.get("rows") {

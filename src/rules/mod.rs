@@ -16,6 +16,7 @@ pub mod options;
 pub mod paths;
 pub mod plan;
 mod python;
+mod reach;
 pub mod registry;
 pub mod style;
 pub mod tables;
@@ -24,18 +25,14 @@ pub mod value;
 pub mod watch;
 pub mod yaml;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use prometheus_client::metrics::counter::Counter;
 
 use crate::cache::Cache;
-use crate::cache::command::Operation;
-use crate::cache::coverage::{self, Coverage, Covered, Fingerprint};
-use crate::cache::gap::Keys;
-use crate::cache::pattern::Pattern;
-use cases::{Case, Expected};
+use cases::Case;
 use condition::Condition;
 use diagnostic::{Diagnostic, Place, Severity, Source};
 use events::Events;
@@ -201,11 +198,16 @@ impl Rules {
             }
             let caches = caches.unwrap_or_default();
             let made = caches.iter().map(|_| Counter::default()).collect();
+            let own_events = tag.options.events.unwrap_or(Events::ALL).and(events);
+            if own_events == Events::NONE && tag.options.events != Some(Events::NONE) && events != Events::NONE {
+                let message = "no event is left of the rule's and the tag's: this never makes anything stale";
+                problems.push(tag.place.warning("no-event", message));
+            }
             tags.push(Tag {
                 template: tag.template,
                 place: tag.place,
                 literal: tag.literal,
-                events: tag.options.events.unwrap_or(Events::ALL).and(events),
+                events: own_events,
                 changes: [options.changes.clone(), tag.options.changes].concat(),
                 when: [options.when.clone(), tag.options.when].concat(),
                 unknown: tag.options.unknown.or_else(|| options.unknown.clone()),
@@ -240,41 +242,6 @@ impl Rules {
         named.or((self.caches.len() == 1).then_some(0))
     }
 
-    /// `unknown` where it cannot select, `collapse` that would fan out, tests of caches that are not there.
-    fn refuse_unfit(&self, problems: &mut Vec<Diagnostic>) {
-        for rule in &self.rules {
-            for tag in &rule.tags {
-                let Some((place, Unknown::Pattern)) = &tag.unknown else { continue };
-                for cache in tag.caches.iter().filter_map(|index| self.caches.get(*index)) {
-                    let hashed = cache.keys.iter().any(|key| Pattern::of_formula(key).is_some());
-                    let table = TableName { schema: "s".into(), name: "t".into() };
-                    if hashed || Pattern::of_template(&tag.template, cache, &table, |_| None).is_none() {
-                        let message = format!(
-                            "`{}` cannot be found by its pattern in the cache `{}`",
-                            tag.template.text, cache.name
-                        );
-                        let help = match hashed {
-                            true => "its keys are hashed: write `unknown: everything`, or tags without columns",
-                            false => {
-                                "it must start with a literal that ends in a separator; or name tags without columns"
-                            }
-                        };
-                        problems.push(place.error("unknown-pattern", message).help(help));
-                    }
-                }
-            }
-        }
-        for case in &self.tests {
-            let Expected::PerCache(caches) = &case.expect else { continue };
-            for (place, name, _) in
-                caches.iter().filter(|(_, name, _)| self.caches.iter().all(|cache| cache.name != *name))
-            {
-                let problem = place.error("unknown-cache", format!("unknown cache `{name}`"));
-                problems.push(problem.suggest(name, self.caches.iter().map(|cache| cache.name.as_str())));
-            }
-        }
-    }
-
     /// The same template for the same table and cache twice, under the same conditions.
     fn find_repetitions(&self, problems: &mut Vec<Diagnostic>) {
         let mut seen: HashMap<(String, usize), &Place> = HashMap::new();
@@ -290,41 +257,6 @@ impl Rules {
                 }
             }
         }
-    }
-
-    /// What these rules make stale in one cache, for tables that are `published`, and where a sweep finds its keys: the tag
-    /// keys of a library, or where the tag is the key, what the template can render. `known` are the tables of the database.
-    pub fn coverage<'a>(
-        &self,
-        cache: usize,
-        known: impl Iterator<Item = &'a TableName> + Clone,
-        type_of: impl Fn(&TableName, &str) -> Option<u32>,
-        published: impl Fn(&TableName) -> Option<Fingerprint>,
-    ) -> Coverage {
-        let Some(of) = self.caches.get(cache) else { return Coverage::default() };
-        let mut coverage = Coverage { options: of.options_id(), ..Coverage::default() };
-        let mut reached = HashSet::new();
-        for rule in &self.rules {
-            for table in rule.tables.among(known.clone()) {
-                for tag in rule.tags.iter().filter(|tag| tag.caches.contains(&cache)) {
-                    let keys = tag.keys(of, &table, |column| type_of(&table, column));
-                    let text = tag.template.text.clone();
-                    if keys == Keys::default() && !coverage.unreachable.contains(&text) {
-                        coverage.unreachable.push(text.clone());
-                    }
-                    // Ten thousand rules are compared with each other otherwise.
-                    if reached.insert(keys.clone()) {
-                        coverage.reach.patterns.extend(keys.patterns.iter().cloned());
-                        coverage.reach.tags.extend(keys.tags.iter().cloned());
-                    }
-                    if let Some(found) = published(&table) {
-                        let id = coverage::id(&tag.identity(rule, &table));
-                        coverage.templates.push(Covered { id, table: found, text, keys });
-                    }
-                }
-            }
-        }
-        coverage
     }
 
     /// The rules of one table.
@@ -351,33 +283,6 @@ impl Rules {
     /// Does a rule name its tables by a pattern?
     pub fn has_patterns(&self) -> bool {
         self.rules.iter().any(|rule| rule.tables.one().is_none())
-    }
-}
-
-impl Tag {
-    /// Where a sweep finds its keys in a cache; nothing where they could be any, or cannot be found.
-    fn keys(&self, cache: &Cache, table: &TableName, type_of: impl Fn(&str) -> Option<u32>) -> Keys {
-        if let Some((_, Unknown::Tags(templates))) = &self.unknown {
-            let tags = templates.iter().map(|(_, template)| plan::plain(template, table)).collect();
-            return Keys { patterns: Vec::new(), tags };
-        }
-        let mut patterns: Vec<Pattern> = cache.keys.iter().filter_map(Pattern::of_formula).collect();
-        if patterns.is_empty() {
-            // Where an absent key is valid, a key that was never invalidated is not there to be found.
-            let findable = !matches!(cache.operation, Operation::Set { existing: false, .. });
-            patterns.extend(Pattern::of_template(&self.template, cache, table, type_of).filter(|_| findable));
-        }
-        Keys { patterns, tags: Vec::new() }
-    }
-
-    /// All that decides which changes make which tags stale.
-    fn identity(&self, rule: &Rule, table: &impl std::fmt::Display) -> String {
-        let names = |changes: &Changes| changes.columns.iter().map(|(_, name)| name.clone()).collect::<Vec<_>>();
-        let changes: Vec<_> = self.changes.iter().map(|changes| (changes.only, names(changes))).collect();
-        let when: Vec<&str> = self.when.iter().map(|(_, condition)| condition.text.as_str()).collect();
-        let collapse = rule.collapse.as_ref().map(|collapse| (collapse.over, &collapse.to.text));
-        let Tag { template, events, style, .. } = self;
-        format!("{table}\0{}\0{events:?}{changes:?}{when:?}{collapse:?}{style:?}{:?}", template.text, rule.old)
     }
 }
 

@@ -119,6 +119,9 @@ fn unknown(node: &super::yaml::Node, problems: &mut Vec<Diagnostic>) -> Option<(
                 ),
             }
         }
+        if matches!(&node.value, super::yaml::Value::List(items) if items.is_empty()) {
+            problems.push(node.place.error("option", "`unknown` names no tag: what cannot be listed would stay stale"));
+        }
         return Some((node.place.clone(), Unknown::Tags(tags)));
     }
     let (place, word) = fields::text(node, "`unknown`", problems)?;

@@ -1,7 +1,9 @@
 //! The rules of one relation, bound to its columns: indices and literal bytes, no names. Compiled when a Relation message
 //! arrives, so a changed table gets a new plan with its first change.
 
+mod changes;
 mod entry;
+mod writing;
 
 use std::cell::Cell as Slot;
 use std::collections::HashMap;
@@ -14,7 +16,7 @@ use super::events::Event;
 use super::tables::TableName;
 use crate::tags::Stale;
 use entry::Entry;
-pub(crate) use entry::{constant, plain};
+pub(crate) use writing::{constant, plain};
 
 /// A column of the relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,9 +32,9 @@ pub struct Column {
 /// Everything that a change of one relation makes stale.
 pub struct Plan {
     entries: Vec<Entry>,
-    conditions: Vec<Condition>,
+    /// With the table of the rule, which is not that of a partition.
+    conditions: Vec<(Condition, String)>,
     columns: Vec<Column>,
-    table: String,
     undecided: Counter,
     /// Columns that are looked at: values behind the last one need not be decoded.
     pub width: usize,
@@ -81,17 +83,16 @@ enum Side {
 impl Plan {
     /// Binds the rules of `tables` (the relation itself and its ancestors) to the relation's columns.
     pub fn compile(rules: &Rules, tables: &[TableName], columns: &[Column]) -> Plan {
-        let table = tables.first().map(ToString::to_string).unwrap_or_default();
         let (entries, conditions, unfit) = (Vec::new(), Vec::new(), Vec::new());
         let undecided = rules.undecided.clone();
-        let mut numbers: HashMap<String, usize> = HashMap::new();
-        let mut plan = Plan { entries, conditions, columns: columns.to_vec(), table, undecided, width: 0, unfit };
+        let mut numbers: HashMap<(String, &TableName), usize> = HashMap::new();
+        let mut plan = Plan { entries, conditions, columns: columns.to_vec(), undecided, width: 0, unfit };
         for table in tables {
             for (number, rule) in rules.rules.iter().enumerate().filter(|(_, rule)| rule.tables.contains(table)) {
                 for tag in &rule.tags {
                     let mut number_of = |condition: &Condition| {
-                        *numbers.entry(condition.text.clone()).or_insert_with(|| {
-                            plan.conditions.push(condition.clone());
+                        *numbers.entry((condition.text.clone(), table)).or_insert_with(|| {
+                            plan.conditions.push((condition.clone(), table.to_string()));
                             plan.conditions.len() - 1
                         })
                     };
@@ -113,7 +114,7 @@ impl Plan {
             }
         }
         plan.unfit.dedup();
-        let of_conditions = plan.conditions.iter().flat_map(|condition| {
+        let of_conditions = plan.conditions.iter().flat_map(|(condition, _)| {
             let names = condition.row.iter().chain(&condition.old).chain(&condition.new);
             names.filter_map(|name| columns.iter().position(|column| column.name == *name))
         });
@@ -149,7 +150,7 @@ impl Plan {
 
     /// Does a condition hold for an image? Doubt says yes, and is counted.
     fn ask(&self, condition: usize, side: Side, change: &Change) -> bool {
-        let Some(condition) = self.conditions.get(condition) else { return true };
+        let Some((condition, table)) = self.conditions.get(condition) else { return true };
         let image = |cells: Option<&[Cell]>, name: &str| {
             let at = self.columns.iter().position(|column| column.name == name)?;
             let type_oid = self.columns.get(at)?.type_oid;
@@ -172,7 +173,7 @@ impl Plan {
             Side::Old => &old,
             Side::New => &new,
         };
-        let question = Question { row, old: &old, new: &new, event: change.event, table: &self.table };
+        let question = Question { row, old: &old, new: &new, event: change.event, table };
         condition.holds(&question).unwrap_or_else(|| {
             self.undecided.inc();
             true

@@ -12,21 +12,18 @@ use super::template::Step;
 pub type Found<'a> = (u32, Option<Cow<'a, str>>);
 
 /// Follows `path` from a column's text; more than one value where it fans out. A place that is not there is NULL, an array
-/// that is empty gives nothing.
-pub fn walk<'a>(type_oid: u32, text: &'a str, path: &[Step]) -> Vec<Found<'a>> {
+/// that is empty gives nothing. `None`: json that cannot be read (too deep, or a lone surrogate).
+pub fn walk<'a>(type_oid: u32, text: &'a str, path: &[Step]) -> Option<Vec<Found<'a>>> {
     match path {
-        [] => vec![(type_oid, Some(text.into()))],
+        [] => Some(vec![(type_oid, Some(text.into()))]),
         [Step::Each] if !is_json(type_oid) => {
             let element = element_type(type_oid);
-            elements(text).into_iter().map(|value| (element, value.map(Cow::Owned))).collect()
+            Some(elements(text).into_iter().map(|value| (element, value.map(Cow::Owned))).collect())
         }
         _ => {
             let mut found = Vec::new();
-            match serde_json::from_str::<Json>(text) {
-                Ok(json) => descend(&json, path, &mut found),
-                Err(_) => found.push((Type::TEXT.oid(), None)),
-            }
-            found
+            descend(&serde_json::from_str::<Json>(text).ok()?, path, &mut found);
+            Some(found)
         }
     }
 }
@@ -126,7 +123,7 @@ mod tests {
         assert_eq!(elements("{{1,2},{3,4}}"), some(&["1", "2", "3", "4"]));
         assert_eq!(elements("[0:1]={1,2}"), some(&["1", "2"]));
         assert_eq!(elements("nonsense"), []);
-        let (element, text) = walk(Type::INT4_ARRAY.oid(), "{7}", &[Step::Each]).remove(0);
+        let (element, text) = walk(Type::INT4_ARRAY.oid(), "{7}", &[Step::Each]).unwrap().remove(0);
         assert_eq!((element, text.as_deref()), (Type::INT4.oid(), Some("7")));
     }
 
@@ -137,6 +134,7 @@ mod tests {
             let step = |step: &&str| if *step == "[]" { Step::Each } else { Step::Key((*step).to_owned()) };
             let path: Vec<Step> = path.iter().map(step).collect();
             walk(Type::JSONB.oid(), text, &path)
+                .unwrap()
                 .into_iter()
                 .map(|(oid, text)| (oid, text.map(Cow::into_owned)))
                 .collect()
@@ -149,6 +147,6 @@ mod tests {
         assert_eq!(found(&["tags", "[]"]).len(), 3);
         assert_eq!(found(&["tags", "[]", "n"])[2], (Type::INT8.oid(), Some("1".into())));
         assert_eq!(found(&["tags"])[0].0, Type::JSONB.oid());
-        assert_eq!(walk(Type::JSONB.oid(), "{", &[Step::Key("a".into())])[0].1, None);
+        assert_eq!(walk(Type::JSONB.oid(), "{", &[Step::Key("a".into())]), None, "not NULL: not known");
     }
 }

@@ -303,3 +303,86 @@ async fn migrations_run_and_nothing_stays_stale() {
     world.settled(&sql).await;
     assert!(!redis::cmd("EXISTS").arg("p:150:old").query_async::<bool>(&mut cache).await.unwrap());
 }
+
+/// A partition that came later identifies its rows by the primary key: a row that leaves the condition, or the tenant that its
+/// tags collapse into, is not sent, and swept for.
+#[tokio::test]
+async fn a_row_that_leaves_a_condition_unseen_is_swept_for() {
+    let schema = "
+        CREATE TABLE part (id int PRIMARY KEY, status text, tenant int) PARTITION BY RANGE (id);
+        CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100)";
+    let world = World::with("", schema).await;
+    world.setup(
+        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [
+            {table: part, when: "row.status == 'live' && table == 'public.part'", tags: ["p:<id>"]},
+            {table: part, collapse: {over: 2, to: "t:<tenant>"}, tags: ["c:<id>"]}]}"#,
+    );
+    let sql = world.sql().await;
+    let daemon = world.daemon();
+    sql.batch_execute("CREATE TABLE part_2 PARTITION OF part FOR VALUES FROM (100) TO (200)").await.unwrap();
+    sql.batch_execute("INSERT INTO part SELECT i, 'live', 7 FROM generate_series(150, 159) i").await.unwrap();
+    // A new partition is a gap by itself: only what comes after it shows anything.
+    daemon.wait_for_count("resync complete", 2);
+    let mut cache = world.cache(0).await;
+    for key in ["p:150", "c:150", "session:1"] {
+        redis::cmd("SET").arg(key).arg("x").exec_async(&mut cache).await.unwrap();
+    }
+    sql.batch_execute("UPDATE part SET status = 'draft' WHERE id = 150").await.unwrap();
+    world.settled(&sql).await;
+    let exists = async |cache: &mut redis::aio::MultiplexedConnection, key: &str| -> bool {
+        redis::cmd("EXISTS").arg(key).query_async(cache).await.unwrap()
+    };
+    assert!(!exists(&mut cache, "p:150").await && exists(&mut cache, "session:1").await);
+    // Many at once, whose tenants are not known.
+    redis::cmd("SET").arg("c:150").arg("x").exec_async(&mut cache).await.unwrap();
+    sql.batch_execute("DELETE FROM part").await.unwrap();
+    world.settled(&sql).await;
+    assert!(!exists(&mut cache, "c:150").await);
+}
+
+/// Rows whose `to` has no tag keep their own, however many.
+#[tokio::test]
+async fn tags_that_cannot_collapse_go_by_themselves() {
+    let rules = r#"[{table: posts, collapse: {over: 2, to: "t.<tenant_id>"}, tags: ["p.<id>"]}]"#;
+    let change =
+        "INSERT INTO app.posts (id, tenant_id) VALUES (10, 1), (11, 1), (12, 1), (13, NULL), (14, NULL), (15, NULL)";
+    assert_eq!(stale(rules, change).await, ["p.13", "p.14", "p.15", "t.1"]);
+}
+
+/// Domains are what they stand for, char(n) is compared without its padding, json numbers keep their digits.
+#[tokio::test]
+async fn domains_padding_and_digits() {
+    let schema = "
+        CREATE DOMAIN amount AS int; CREATE DOMAIN doc AS jsonb; CREATE DOMAIN list AS text[];
+        CREATE TABLE odd (id amount PRIMARY KEY, d doc, l list, c char(5));
+        ALTER TABLE odd REPLICA IDENTITY FULL";
+    let world = World::with("", schema).await;
+    world.setup(
+        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [
+            {table: odd, when: "row.id == 5 && row.c == 'AB'", tags: ["n:<d.n>", "t:<d.tags[]>", "l:<l[]>"]}]}"#,
+    );
+    let stale = world
+        .stale_after(r#"INSERT INTO odd VALUES (5, '{"n": 12345678901234567890.50, "tags": ["x"]}', '{a}', 'AB'), (6, '{"n": 1}', '{b}', 'AB')"#)
+        .await;
+    assert_eq!(stale, ["0 l:a", "0 n:12345678901234567890.50", "0 t:x"]);
+}
+
+/// What `check --live` knows of columns: conditions that never hold, and values that nobody can descend into.
+#[tokio::test]
+async fn misfits_between_rules_and_columns() {
+    let world = World::with("", SHOP).await;
+    for (rule, code) in [
+        (r#"when: "row.status == 1", tags: [a]"#, "condition-type"),
+        (r#"when: "row.price > 'x'", tags: [a]"#, "condition-type"),
+        (r#"when: "row.stutus == 'x'", tags: [a]"#, "unknown-column"),
+        (r#"tags: ["a:<slug[]>"]"#, "path"),
+        (r#"tags: ["a:<labels.x>"]"#, "path"),
+        (r#"ignore: [view_cuont], tags: [a]"#, "unknown-column"),
+    ] {
+        world.rules(&format!(
+            "version: 1\ncaches: {{c: {{url: \"{{redis}}/0\", dialect: keys}}}}\nrules: [{{table: app.posts, {rule}}}]\n"
+        ));
+        let said = fail(&mut world.waltag("postgres", &["check", "--live"]), 65);
+        assert!(said.contains(&format!("error[{code}]")), "{rule}: {said}");
+    }
+}

@@ -5,21 +5,25 @@ use std::borrow::Cow;
 use prometheus_client::metrics::counter::Counter;
 
 use super::super::events::{Event, Events};
-use super::super::filter::Filter;
 use super::super::options::{Changes, Old, Unknown};
 use super::super::style::Style;
 use super::super::tables::TableName;
-use super::super::template::{Name, Piece as Written, Placeholder, Step, Template};
+use super::super::template::{Name, Piece as Written, Step, Template};
 use super::super::value::walk;
 use super::super::{Rule, Tag};
+use super::changes::BoundChanges;
+use super::writing::{Writing, cell, constant, patched, plain};
 use super::{Cell, Change, Column, Side};
 use crate::cache::Cache;
 use crate::cache::gap::{Keys, Scope};
 use crate::cache::pattern::Pattern;
 use crate::tags::{Stale, Tags};
 
-/// Tags that one value fans out to within one row at most: a row of two long arrays must not fill the memory.
-const MOST: usize = 100_000;
+/// Tags that one row fans out to at most, and their bytes: two long arrays must not fill the memory.
+const MOST: usize = 10_000;
+const MOST_BYTES: usize = 4 << 20;
+/// Deeper than a parser goes, or not Unicode: what it holds is not known.
+const UNREADABLE: &str = "a json value cannot be read";
 
 pub(super) struct Entry {
     pub(super) cache: usize,
@@ -50,11 +54,6 @@ enum Bound {
     Tags(Vec<Vec<u8>>),
 }
 
-struct BoundChanges {
-    only: bool,
-    columns: Vec<usize>,
-}
-
 enum Piece {
     Literal(Vec<u8>),
     Column { index: usize, path: Vec<Step>, writing: Writing },
@@ -71,7 +70,7 @@ impl Entry {
         columns: &[Column],
     ) -> Result<Entry, String> {
         let style = tag.style.unwrap_or(cache.style);
-        let (pieces, within_key) = bind(&tag.template, table, columns, style)?;
+        let (pieces, mut within_key) = bind(&tag.template, table, columns, style)?;
         let mut changes = Vec::new();
         for Changes { only, columns: names } in &tag.changes {
             let mut found = Vec::new();
@@ -91,8 +90,16 @@ impl Entry {
                 return Err(name.clone());
             }
         }
-        let collapse = match &rule.collapse {
-            Some(collapse) => Some((number, collapse.over, bind(&collapse.to, table, columns, style)?.0)),
+        // What decides about the old row must be known of it, too.
+        let key = |name: &String| columns.iter().any(|column| column.name == *name && column.key);
+        within_key &= tag.when.iter().all(|(_, condition)| condition.row.iter().chain(&condition.old).all(key));
+        // One tag for all rows cannot become many.
+        let collapse = match rule.collapse.as_ref().filter(|_| !tag.template.is_constant()) {
+            Some(collapse) => {
+                let (to, to_within_key) = bind(&collapse.to, table, columns, style)?;
+                within_key &= to_within_key;
+                Some((number, collapse.over, to))
+            }
             None => None,
         };
         let fans_out =
@@ -152,15 +159,15 @@ impl Entry {
         holds: &impl Fn(usize, Side) -> bool,
         stale: &mut Stale,
     ) -> Result<(), &'static str> {
+        if self.unfit {
+            return Err("a column that the template needs is gone");
+        }
         if change.event == Event::Truncate {
             // It asks no condition: there is no row to ask about.
             return match self.constant {
                 true => self.insert(&[], stale),
                 false => Err("TRUNCATE does not say which rows there were"),
             };
-        }
-        if self.unfit {
-            return Err("a column that the template needs is gone");
         }
         if change.event == Event::Update && !self.changes.iter().all(|changes| changes.concern(change)) {
             return Ok(());
@@ -200,20 +207,20 @@ impl Entry {
 
     fn insert(&self, row: &[Cell], stale: &mut Stale) -> Result<(), &'static str> {
         let Some((number, over, to)) = &self.collapse else {
-            let made = self.write(&self.pieces, row, &mut stale.tags)?;
-            self.made.inc_by(made);
-            return Ok(());
+            return self.write(&self.pieces, row, &mut stale.tags).map(drop);
         };
         let held = stale.held(*number, *over);
-        let made = self.write(&self.pieces, row, &mut held.tags)?;
-        self.made.inc_by(made);
-        self.write(to, row, &mut held.to)?;
+        // Nothing may stand for the row's tags but a tag: without one they go by themselves.
+        if !self.write(to, row, &mut held.to)? {
+            return self.write(&self.pieces, row, &mut stale.tags).map(drop);
+        }
+        self.write(&self.pieces, row, &mut held.tags)?;
         held.collapse();
         Ok(())
     }
 
-    /// Writes the tags of one row; how many are new.
-    fn write(&self, pieces: &[Piece], row: &[Cell], tags: &mut Tags) -> Result<u64, &'static str> {
+    /// Writes the tags of one row; does it have any?
+    fn write(&self, pieces: &[Piece], row: &[Cell], tags: &mut Tags) -> Result<bool, &'static str> {
         let unknown = pieces
             .iter()
             .any(|piece| matches!(piece, Piece::Column { index, .. } if cell(row, *index) == Cell::Unknown));
@@ -221,10 +228,11 @@ impl Entry {
             return Err("the replica identity does not send the old value");
         }
         if self.fans_out {
-            return Ok(self.fan_out(pieces, row, tags));
+            return self.fan_out(pieces, row, tags);
         }
+        let (mut written, mut unreadable) = (false, false);
         let new = tags.insert_with(|out| {
-            pieces.iter().all(|piece| match piece {
+            written = pieces.iter().all(|piece| match piece {
                 Piece::Literal(bytes) => {
                     out.extend_from_slice(bytes);
                     true
@@ -232,17 +240,25 @@ impl Entry {
                 Piece::Column { index, path, writing } => {
                     let text = match cell(row, *index) {
                         Cell::Text(text) if path.is_empty() => writing.write(writing.type_oid, Some(text.into())),
-                        Cell::Text(text) => {
-                            let (type_oid, value) = walk(writing.type_oid, text, path).pop().unwrap_or((0, None));
-                            writing.write(type_oid, value)
-                        }
+                        Cell::Text(text) => match walk(writing.type_oid, text, path) {
+                            Some(mut found) => {
+                                let (type_oid, value) = found.pop().unwrap_or((0, None));
+                                writing.write(type_oid, value)
+                            }
+                            None => {
+                                unreadable = true;
+                                None
+                            }
+                        },
                         Cell::Null | Cell::Unknown => writing.write(writing.type_oid, None),
                     };
                     self.push(out, text)
                 }
-            })
+            });
+            written
         });
-        Ok(u64::from(new))
+        self.made.inc_by(u64::from(new));
+        if unreadable { Err(UNREADABLE) } else { Ok(written) }
     }
 
     fn push(&self, out: &mut Vec<u8>, text: Option<Cow<str>>) -> bool {
@@ -256,7 +272,7 @@ impl Entry {
     }
 
     /// One tag for each combination of elements.
-    fn fan_out(&self, pieces: &[Piece], row: &[Cell], tags: &mut Tags) -> u64 {
+    fn fan_out(&self, pieces: &[Piece], row: &[Cell], tags: &mut Tags) -> Result<bool, &'static str> {
         let mut heads: Vec<Vec<u8>> = vec![Vec::new()];
         for piece in pieces {
             match piece {
@@ -264,18 +280,23 @@ impl Entry {
                 Piece::Column { index, path, writing } => {
                     let values: Vec<Option<Cow<str>>> = match cell(row, *index) {
                         Cell::Text(text) => walk(writing.type_oid, text, path)
+                            .ok_or(UNREADABLE)?
                             .into_iter()
                             .map(|(oid, value)| writing.write(oid, value))
                             .collect(),
                         Cell::Null | Cell::Unknown if path.contains(&Step::Each) => Vec::new(),
                         Cell::Null | Cell::Unknown => vec![writing.write(writing.type_oid, None)],
                     };
-                    let mut longer = Vec::new();
+                    let (mut longer, mut bytes) = (Vec::new(), 0);
                     for head in &heads {
-                        for value in values.iter().take(MOST / heads.len().max(1)) {
+                        for value in &values {
                             let mut next = head.clone();
                             if self.push(&mut next, value.clone()) {
+                                bytes += next.len();
                                 longer.push(next);
+                            }
+                            if longer.len() > MOST || bytes > MOST_BYTES {
+                                return Err("the row fans out to too many tags");
                             }
                         }
                     }
@@ -283,7 +304,9 @@ impl Entry {
                 }
             }
         }
-        heads.iter().map(|tag| u64::from(tags.insert(tag))).sum()
+        let new: u64 = heads.iter().map(|tag| u64::from(tags.insert(tag))).sum();
+        self.made.inc_by(new);
+        Ok(!heads.is_empty())
     }
 }
 
@@ -332,7 +355,7 @@ impl Bound {
             Some((_, Unknown::Pattern)) | None => {
                 let hashed: Vec<Pattern> = cache.keys.iter().filter_map(Pattern::of_formula).collect();
                 let pattern = match hashed.is_empty() {
-                    true => Pattern::of_template(&tag.template, cache, table, type_of),
+                    true => Pattern::of_template(&tag.template, cache, tag.style, table, type_of),
                     false => None,
                 };
                 Bound::Sweep(pattern.map_or(Scope::Everything, |pattern| {
@@ -341,75 +364,4 @@ impl Bound {
             }
         }
     }
-}
-
-/// The text of a template without columns.
-pub(crate) fn plain(template: &Template, table: &TableName) -> Vec<u8> {
-    let mut text = Vec::new();
-    for piece in &template.pieces {
-        match piece {
-            Written::Literal(literal) => text.extend_from_slice(literal.as_bytes()),
-            Written::Placeholder(placeholder) => text.extend(match placeholder.name {
-                Name::Schema => constant(&table.schema, placeholder),
-                _ => constant(&table.name, placeholder),
-            }),
-        }
-    }
-    text
-}
-
-impl BoundChanges {
-    /// Did something change that counts? Where that is not known, it did.
-    fn concern(&self, change: &Change) -> bool {
-        let (Some(old), Some(new)) = (change.old, change.new) else { return true };
-        let differs = |index: usize| match (cell(old, index), cell(new, index)) {
-            // TOAST that did not change.
-            (_, Cell::Unknown) => false,
-            (Cell::Unknown, _) => true,
-            (old, new) => old != new,
-        };
-        match self.only {
-            true => self.columns.iter().any(|index| differs(*index)),
-            false => (0..old.len().max(new.len())).any(|index| !self.columns.contains(&index) && differs(index)),
-        }
-    }
-}
-
-fn cell<'a>(row: &[Cell<'a>], index: usize) -> Cell<'a> {
-    row.get(index).copied().unwrap_or(Cell::Unknown)
-}
-
-/// A row, with what was not sent taken from the other image.
-fn patched<'a>(row: &[Cell<'a>], other: &[Cell<'a>]) -> Vec<Cell<'a>> {
-    row.iter().zip(other).map(|(own, other)| if *own == Cell::Unknown { *other } else { *own }).collect()
-}
-
-/// How a column's value becomes text: its style first, then the filters in order.
-struct Writing {
-    type_oid: u32,
-    style: Style,
-    /// What NULL is before the filters: only a style that the placeholder names itself says so.
-    null: Option<&'static str>,
-    filters: Vec<Filter>,
-}
-
-impl Writing {
-    /// `None` skips the tag: NULL that neither the style nor a filter gives a text.
-    fn write<'a>(&self, type_oid: u32, value: Option<Cow<'a, str>>) -> Option<Cow<'a, str>> {
-        let text = match value {
-            Some(Cow::Borrowed(text)) => Some(self.style.write(type_oid, text)),
-            Some(Cow::Owned(text)) => Some(Cow::Owned(self.style.write(type_oid, &text).into_owned())),
-            None => self.null.map(Into::into),
-        };
-        filtered(text, &self.filters).or_else(|| self.style.null().map(Into::into))
-    }
-}
-
-fn filtered<'a>(text: Option<Cow<'a, str>>, filters: &[Filter]) -> Option<Cow<'a, str>> {
-    filters.iter().fold(text, |text, filter| filter.apply(text))
-}
-
-/// `<@table>` and `<@schema>`.
-pub(crate) fn constant(name: &str, placeholder: &Placeholder) -> Vec<u8> {
-    filtered(Some(name.into()), &placeholder.filters).unwrap_or_default().into_owned().into_bytes()
 }

@@ -38,9 +38,13 @@ pub struct Relations {
     truncated: RefCell<HashSet<u32>>,
 }
 
-/// Types whose text depends on the style: a domain over one of them is written like it.
-const BASE_TYPES: [Type; 8] = [
+/// Built-in types that mean something to styles, paths and conditions: a domain over one of them is one of them.
+const BASE_TYPES: [Type; 36] = [
     Type::BOOL,
+    Type::INT2,
+    Type::INT4,
+    Type::INT8,
+    Type::OID,
     Type::FLOAT4,
     Type::FLOAT8,
     Type::NUMERIC,
@@ -48,6 +52,30 @@ const BASE_TYPES: [Type; 8] = [
     Type::TIMESTAMPTZ,
     Type::TIME,
     Type::TIMETZ,
+    Type::DATE,
+    Type::INTERVAL,
+    Type::BYTEA,
+    Type::UUID,
+    Type::JSON,
+    Type::JSONB,
+    Type::TEXT,
+    Type::VARCHAR,
+    Type::BPCHAR,
+    Type::BOOL_ARRAY,
+    Type::INT2_ARRAY,
+    Type::INT4_ARRAY,
+    Type::INT8_ARRAY,
+    Type::FLOAT4_ARRAY,
+    Type::FLOAT8_ARRAY,
+    Type::NUMERIC_ARRAY,
+    Type::TIMESTAMP_ARRAY,
+    Type::TIMESTAMPTZ_ARRAY,
+    Type::DATE_ARRAY,
+    Type::UUID_ARRAY,
+    Type::TEXT_ARRAY,
+    Type::VARCHAR_ARRAY,
+    Type::JSONB_ARRAY,
+    Type::BYTEA_ARRAY,
 ];
 
 /// Ancestors of members of partitioned or inherited tables: member, ancestor's schema, ancestor's name.
