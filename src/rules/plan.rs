@@ -3,6 +3,7 @@
 
 mod changes;
 mod entry;
+mod unlisted;
 mod writing;
 
 use std::cell::Cell as Slot;

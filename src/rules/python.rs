@@ -101,9 +101,51 @@ pub(super) fn list(kind: &Type, text: &str) -> String {
         }
         (Some(value), Some(Type::NUMERIC)) => format!("Decimal('{}')", Style::Python.write(element, &value)),
         (Some(value), Some(Type::UUID)) => format!("UUID('{value}')"),
+        (Some(value), Some(Type::DATE)) => {
+            numbers(&value).map_or_else(|| repr(&value), |date| format!("datetime.date({date})"))
+        }
+        (Some(value), Some(Type::TIMESTAMP)) => {
+            numbers(&value).map_or_else(|| repr(&value), |moment| format!("datetime.datetime({moment})"))
+        }
         (Some(value), _) => repr(&value),
     };
     format!("[{}]", elements(text).into_iter().map(item).collect::<Vec<_>>().join(", "))
+}
+
+/// The arguments of a date or datetime: seconds and microseconds only where they are not zero.
+fn numbers(text: &str) -> Option<String> {
+    let moment: jiff::civil::DateTime = text.parse().ok()?;
+    let mut parts = vec![i64::from(moment.year()), i64::from(moment.month()), i64::from(moment.day())];
+    if text.contains(':') {
+        parts.extend([i64::from(moment.hour()), i64::from(moment.minute())]);
+        let (seconds, micros) = (i64::from(moment.second()), i64::from(moment.subsec_nanosecond()) / 1_000);
+        match (seconds, micros) {
+            (0, 0) => {}
+            (seconds, 0) => parts.push(seconds),
+            (seconds, micros) => parts.extend([seconds, micros]),
+        }
+    }
+    Some(parts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+}
+
+/// `Range.__str__` of psycopg: the bounds by their `str()`, `None` where there is none.
+pub(super) fn range(element: &Type, text: &str) -> Option<String> {
+    if text == "empty" {
+        return Some(text.to_owned());
+    }
+    let (open, body) = text.split_at_checked(1)?;
+    let (body, close) = body.split_at_checked(body.len().checked_sub(1)?)?;
+    // A bound with a blank or a comma stands in quotes; none that psycopg reads as a value has a quote within.
+    let quoted = body.strip_prefix('"').and_then(|rest| rest.split_once('"'));
+    let (lower, upper) = match quoted {
+        Some((lower, rest)) => (lower, rest.strip_prefix(',')?),
+        None => body.split_once(',')?,
+    };
+    let bound = |text: &str| match text.trim_matches('"') {
+        "" => "None".to_owned(),
+        value => Style::Python.write(element.oid(), value).into_owned(),
+    };
+    Some(format!("{open}{}, {}{close}", bound(lower), bound(upper)))
 }
 
 /// `str()` of what `json.loads` makes: a text is itself, all else its `repr()`. Keys keep their order.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # install.sh DIR: everything that reader.py needs, fetched into DIR.
 #
-#   DIR/venv                          Django, django-redis, redis (requirements.txt)
+#   DIR/venv                          Django, django-redis, redis, psycopg (requirements.txt)
 #   DIR/cache-tagging-0.7.3           the two client libraries (sdists.txt), unpacked:
 #   DIR/cache-dependencies-0.7.7.48   reader.py puts one of them on its path
 #

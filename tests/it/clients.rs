@@ -142,3 +142,84 @@ async fn cache_tagging_on_djangos_own_backend() {
 async fn cache_tagging_by_overwriting_versions() {
     reads_fresh("cache-tagging", "django-redis", &[], ", mode: set").await;
 }
+
+/// What Python writes for each type, by psycopg itself, and what waltag writes into the tag.
+#[tokio::test]
+#[ignore = "needs psycopg: scripts/test clients"]
+async fn python_writes_each_type_like_this() {
+    let kinds: &[(&str, &str)] = &[
+        ("bool", "true"),
+        ("int2", "-5"),
+        ("int8", "9007199254740993"),
+        ("float4", "0.1"),
+        ("float8", "1e16"),
+        ("float8", "1e-7"),
+        ("float8", "'NaN'"),
+        ("numeric", "1.50"),
+        ("numeric", "0.00000012"),
+        ("numeric(10,2)", "1000"),
+        ("text", "'it''s \\ \"x\"'"),
+        ("varchar", "'å'"),
+        ("char(5)", "'ab'"),
+        ("uuid", "'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11'"),
+        ("date", "'2026-11-22'"),
+        ("time", "'03:04:05.6'"),
+        ("timestamp", "'2026-11-22 03:04:05'"),
+        ("timestamp", "'2026-11-22 03:04:05.25'"),
+        ("timestamptz", "'2026-11-22 03:04:05.000001+02'"),
+        ("interval", "'1 day 02:03:04.5'"),
+        ("interval", "'-1 mons +2 days -00:00:01'"),
+        ("interval", "'1 year 2 mons'"),
+        ("bytea", "'\\x00ff61275c'"),
+        ("jsonb", "'{\"a\": [1, 2.50, true, null, \"b\"]}'"),
+        ("jsonb", "'\"text\"'"),
+        ("jsonb", "'12.0'"),
+        ("int4[]", "'{1,NULL,2}'"),
+        ("text[]", "ARRAY['a', 'it''s', 'x\"y', 'back\\slash', NULL]"),
+        ("numeric[]", "'{1.50,2}'"),
+        ("bool[]", "'{t,f}'"),
+        ("float8[]", "'{1,2.5}'"),
+        ("date[]", "'{2026-11-22}'"),
+        ("timestamp[]", "'{2026-11-22 03:04:05}'"),
+        ("uuid[]", "'{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11}'"),
+        ("int4range", "'[1,5)'"),
+        ("numrange", "'(1.50,]'"),
+        ("tsrange", "'[2026-01-02 03:04:05.5,2026-01-03)'"),
+        ("daterange", "'empty'"),
+        ("inet", "'10.0.0.1'"),
+        ("cidr", "'10.0.0.0/8'"),
+    ];
+    let columns: Vec<String> = kinds.iter().enumerate().map(|(at, (kind, _))| format!("k{at} {kind}")).collect();
+    let values: Vec<String> = kinds.iter().map(|(kind, value)| format!("{value}::{kind}")).collect();
+    let world = World::with("", &format!("CREATE TABLE kinds ({})", columns.join(", "))).await;
+    let tags: Vec<String> = (0..kinds.len()).map(|at| format!("\"k{at}=<k{at}>\"")).collect();
+    world.setup(&format!(
+        "version: 1\ncaches: {{c: {{url: \"{{redis}}/0\", dialect: keys, style: python}}}}\nrules: [{{table: kinds, tags: [{}]}}]\n",
+        tags.join(", ")
+    ));
+    let daemon = world.daemon();
+    let mut cache = world.cache(0).await;
+    let sql = world.sql().await;
+    sql.batch_execute(&format!("INSERT INTO kinds VALUES ({})", values.join(", "))).await.unwrap();
+    world.settled(&sql).await;
+    drop(daemon);
+    let mut python = Command::new(libraries().join("venv/bin/python"));
+    python.arg(root().join("tests/clients/strings.py")).arg(world.postgres.url("postgres", "shop"));
+    let said: Value = serde_json::from_str(&crate::support::succeed(&mut python)).unwrap();
+    // A key as Python would write it is gone after the next change, one that differs is still there.
+    for at in 0..kinds.len() {
+        let key = format!("k{at}={}", said[format!("k{at}")].as_str().unwrap());
+        redis::cmd("SET").arg(key).arg("x").exec_async(&mut cache).await.unwrap();
+    }
+    let daemon = world.daemon();
+    sql.batch_execute("DELETE FROM kinds").await.unwrap();
+    world.settled(&sql).await;
+    drop(daemon);
+    let mut left: Vec<String> = redis::cmd("KEYS").arg("k*").query_async(&mut cache).await.unwrap();
+    left.sort();
+    let named = left.iter().map(|key| {
+        let at: usize = key[1..key.find('=').unwrap()].parse().unwrap();
+        format!("{} {} is {}", kinds[at].0, kinds[at].1, &key[key.find('=').unwrap() + 1..])
+    });
+    assert!(left.is_empty(), "written otherwise:\n{}", named.collect::<Vec<_>>().join("\n"));
+}

@@ -5,18 +5,17 @@ use std::borrow::Cow;
 use prometheus_client::metrics::counter::Counter;
 
 use super::super::events::{Event, Events};
-use super::super::options::{Changes, Old, Unknown};
+use super::super::options::{Changes, Old};
 use super::super::style::Style;
 use super::super::tables::TableName;
 use super::super::template::{Name, Piece as Written, Step, Template};
 use super::super::value::walk;
 use super::super::{Rule, Tag};
 use super::changes::BoundChanges;
-use super::writing::{Writing, cell, constant, patched, plain};
+use super::unlisted::Bound;
+use super::writing::{Writing, cell, constant, patched};
 use super::{Cell, Change, Column, Side};
 use crate::cache::Cache;
-use crate::cache::gap::{Keys, Scope};
-use crate::cache::pattern::Pattern;
 use crate::tags::{Stale, Tags};
 
 /// Tags that one row fans out to at most, and their bytes: two long arrays must not fill the memory.
@@ -46,12 +45,6 @@ pub(super) struct Entry {
     collapse: Option<(usize, usize, Vec<Piece>)>,
     pub(super) text: String,
     pub(super) made: Counter,
-}
-
-/// What goes stale when the tags cannot be listed.
-enum Bound {
-    Sweep(Scope),
-    Tags(Vec<Vec<u8>>),
 }
 
 enum Piece {
@@ -343,25 +336,4 @@ fn bind(
         }
     }
     Ok((pieces, within_key))
-}
-
-impl Bound {
-    fn of(tag: &Tag, cache: &Cache, table: &TableName, type_of: impl Fn(&str) -> Option<u32>) -> Bound {
-        match &tag.unknown {
-            Some((_, Unknown::Tags(templates))) => {
-                Bound::Tags(templates.iter().map(|(_, template)| plain(template, table)).collect())
-            }
-            Some((_, Unknown::Everything)) => Bound::Sweep(Scope::Everything),
-            Some((_, Unknown::Pattern)) | None => {
-                let hashed: Vec<Pattern> = cache.keys.iter().filter_map(Pattern::of_formula).collect();
-                let pattern = match hashed.is_empty() {
-                    true => Pattern::of_template(&tag.template, cache, tag.style, table, type_of),
-                    false => None,
-                };
-                Bound::Sweep(pattern.map_or(Scope::Everything, |pattern| {
-                    Scope::Some(Keys { patterns: vec![pattern], tags: Vec::new() })
-                }))
-            }
-        }
-    }
 }
