@@ -100,6 +100,11 @@ pub enum Command {
     },
     /// Print a JSON Schema of rule files, for editors
     Schema,
+    /// Print the completions of a shell
+    Completions {
+        /// Which
+        shell: clap_complete::Shell,
+    },
     /// Run the tests of the rule files
     Test {
         /// Cast the values in the database, to the types of its columns

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use waltag::cli::{Cli, Command, LogFormat, Typed};
 use waltag::command;
 use waltag::exit::Exit;
@@ -50,6 +50,10 @@ async fn run(cli: Cli, environment: &Environment) -> Result<(), Failure> {
         }
         Command::Check { live, strict, json } => {
             command::check::check(&settings(&cli.typed)?, environment, live, strict, json).await
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "waltag", &mut std::io::stdout());
+            Ok(())
         }
         Command::Schema => {
             command::schema::schema();

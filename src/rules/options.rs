@@ -93,7 +93,15 @@ impl Options {
 
 fn condition(place: &Place, text: &str, problems: &mut Vec<Diagnostic>) -> Option<(Place, Condition)> {
     match Condition::parse(text) {
-        Ok(condition) => Some((place.clone(), condition)),
+        Ok(condition) => {
+            if condition.row.is_empty() && condition.old.is_empty() != condition.new.is_empty() {
+                let (one, other) = if condition.old.is_empty() { ("new", "leaves") } else { ("old", "enters") };
+                let message =
+                    format!("this looks at the {one} row only: a row that {other} the condition makes nothing stale");
+                problems.push(place.warning("one-sided", message).help("write `row.` for the image that is rendered"));
+            }
+            Some((place.clone(), condition))
+        }
         Err(error) => {
             let (place, literal) = file::inner(place, text);
             let at = if literal { place.shifted(error.offset, 1) } else { place };

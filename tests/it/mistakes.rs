@@ -273,7 +273,11 @@ const ELSEWHERE: [&str; 12] = [
     "repeated-tag",
 ];
 /// Warnings: text and code.
-const WARNED: [(&str, &str); 3] = [
+const WARNED: [(&str, &str); 4] = [
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: keys}}\nrules: [{table: t, when: \"new.a == 1\", tags: [a]}]\n",
+        "one-sided",
+    ),
     (
         "version: 1\ncaches: {c: {url: \"redis://h\", dialect: keys}}\nrules: [{table: t, tags: [a], events: []}]\n",
         "no-event",

@@ -4,10 +4,10 @@ use crate::support::World;
 
 const TABLE: &str = "CREATE TABLE v (id int PRIMARY KEY, stamp timestamptz, day date, raw bytea, number float8, span interval, word text)";
 const RULES: &str = r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys, style: pg}},
-    rules: [{table: v, tags: ["<id>:<stamp>:<day>:<raw>:<number>:<span>:<word>"]}]}"#;
+    rules: [{table: v, tags: ["v:<id>:<stamp>:<day>:<raw>:<number>:<span>:<word>"]}]}"#;
 const INSERT: &str = "INSERT INTO v VALUES (1, '2026-03-04 05:06:07.5+00', '2026-12-31', '\\xc3a9', 0.1::float8 + 0.2, '1 day 02:00:00', U&'\\00e9t\\00e9')";
 const EXPECTED: &str =
-    r#"0 1:2026-03-04 05:06:07.5+00:2026-12-31:\\xc3a9:0.30000000000000004:1 day 02:00:00:\xc3\xa9t\xc3\xa9"#;
+    r#"0 v:1:2026-03-04 05:06:07.5+00:2026-12-31:\\xc3a9:0.30000000000000004:1 day 02:00:00:\xc3\xa9t\xc3\xa9"#;
 
 const ODD: [&str; 6] = [
     "datestyle = 'SQL, DMY'",

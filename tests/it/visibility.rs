@@ -127,7 +127,7 @@ async fn becoming_a_synchronous_standby_is_noticed_in_idleness() {
 async fn every_tag_changes_after_its_row_can_be_seen() {
     let world = World::new().await;
     world.setup(
-        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: version, ttl: 1h, absent: valid}}, rules: [{table: first_model, tags: ["<id>"]}]}"#,
+        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: version, ttl: 1h, absent: valid}}, rules: [{table: first_model, tags: ["row:<id>"]}]}"#,
     );
     let _daemon = world.daemon();
     let client = redis::Client::open(world.redis.url(0)).unwrap();
@@ -148,7 +148,7 @@ async fn every_tag_changes_after_its_row_can_be_seen() {
     let mut tags = HashSet::new();
     while tags.len() < 5_000 {
         let message = tokio::time::timeout(crate::support::LIMIT, stream.next()).await.unwrap().unwrap();
-        let id: i32 = message.get_payload::<String>().unwrap().parse().unwrap();
+        let id: i32 = message.get_payload::<String>().unwrap().trim_start_matches("row:").parse().unwrap();
         assert!(
             reader.query_opt(&seen, &[&id]).await.unwrap().is_some(),
             "row {id} was invisible when its tag changed"
