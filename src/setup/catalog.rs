@@ -14,6 +14,8 @@ pub struct Catalog {
     pub version: u32,
     /// Does the publication exist?
     pub publication: bool,
+    /// It sends stored generated columns, or the server is older than 18 and does not ask for it; true if it does not exist.
+    pub sends_generated: bool,
     /// Its comment, where `setup` remembers the identities that it changed.
     pub comment: Option<String>,
     /// What the publication leaves out, in words with the SQL that mends it.
@@ -107,8 +109,10 @@ pub struct Member {
     pub column_list: bool,
     /// The publication sends only some of its rows.
     pub row_filter: bool,
-    /// It has generated columns.
-    pub generated: bool,
+    /// It has generated columns that are computed when they are read: those can never be sent.
+    pub virtual_columns: bool,
+    /// It has generated columns that are stored.
+    pub stored_columns: bool,
 }
 
 /// Reads the catalog.
@@ -155,7 +159,8 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
             key: serde_json::from_str(field(6)).unwrap_or_default(),
             published: field(7) == "t",
             column_list: field(8) == "t",
-            generated: field(9) == "t",
+            virtual_columns: field(9) == "t",
+            stored_columns: field(15) == "t",
             row_filter: field(10) == "t",
             index: row.get(11).map(str::to_owned),
             key_generated: field(12) == "t",
@@ -171,15 +176,18 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
 
 async fn read_publication(session: &Sql, publication: &str, catalog: &mut Catalog) -> Result<(), Error> {
     let name = literal(publication);
+    let generated = if catalog.version >= 180_000 { "pubgencols = 's'" } else { "true" };
     let query = format!(
         "SELECT puballtables, obj_description(oid, 'pg_publication'), pubviaroot, \
          array_to_string(ARRAY[CASE WHEN NOT pubinsert THEN 'insert' END, CASE WHEN NOT pubupdate THEN 'update' END, \
-         CASE WHEN NOT pubdelete THEN 'delete' END, CASE WHEN NOT pubtruncate THEN 'truncate' END], ', ') \
+         CASE WHEN NOT pubdelete THEN 'delete' END, CASE WHEN NOT pubtruncate THEN 'truncate' END], ', '), {generated} \
          FROM pg_publication WHERE pubname = {name}"
     );
     let rows = session.rows(&query).await?;
+    catalog.sends_generated = true;
     if let Some(row) = rows.first() {
         catalog.publication = true;
+        catalog.sends_generated = row.get(4) == Some("t");
         catalog.covers_all = row.get(0) == Some("t");
         catalog.comment = row.get(1).map(str::to_owned);
         let alter = format!("ALTER PUBLICATION {} SET", identifier(publication));
@@ -257,11 +265,12 @@ fn members_query(names: &str, publication: &str, with_lists_and_filters: bool) -
              OR EXISTS (SELECT FROM pg_publication_rel pr WHERE pr.prpubid = p.oid \
                AND (pr.prrelid = c.oid OR pr.prrelid IN (SELECT pg_partition_ancestors(c.oid)))))), \
            {column_lists}, \
-           EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated <> ''), \
+           EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated = 'v'), \
            {row_filter} {publication}), \
            (SELECT k.relname FROM pg_class k WHERE k.oid = key.indexrelid), \
            EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY (key.indkey) AND a.attgenerated <> ''), \
-           c.oid, c.relfilenode \
+           c.oid, c.relfilenode, \
+           EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated = 's') \
          FROM tree JOIN pg_class r ON r.oid = tree.root JOIN pg_namespace rn ON rn.oid = r.relnamespace \
          JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace \
          LEFT JOIN pg_index key ON key.indrelid = c.oid AND {IDENTITY_INDEX} \

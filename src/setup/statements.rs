@@ -48,10 +48,16 @@ pub fn apply(rules: &Rules, catalog: &Catalog, publication: &str, role: &Role) -
     // The previous identities are written down first, then changed, then the tables are published: an interruption leaves
     // neither an identity that nobody remembers nor a published table whose updates fail.
     if !catalog.publication {
-        statements.push(PUBLICATION.replace("{publication}", &name));
+        let generated = if catalog.version >= 180_000 { ", publish_generated_columns = stored" } else { "" };
+        statements.push(PUBLICATION.replace("{publication}", &name).replace("{generated}", generated));
     }
     let changes = identity_changes(rules, catalog);
     let ours = !catalog.publication || is_ours(catalog.comment.as_deref());
+    if ours && !catalog.sends_generated {
+        statements.push(format!(
+            "-- PostgreSQL 18 refuses UPDATE and DELETE of a whole old row whose stored generated columns are not published.\nALTER PUBLICATION {name} SET (publish_generated_columns = stored);"
+        ));
+    }
     if ours {
         let mut remembered = remembered(catalog);
         for member in &changes {
@@ -211,13 +217,14 @@ fn refusals(rules: &Rules, catalog: &Catalog) -> Vec<String> {
         }
         for member in &found.members {
             let full = member.identity == 'f' || changes.iter().any(|change| change.table == member.table);
-            refusals.extend(member_refusal(member, full, catalog.version));
+            let sends_generated = catalog.sends_generated || is_ours(catalog.comment.as_deref());
+            refusals.extend(member_refusal(member, full, catalog.version, sends_generated));
         }
     }
     refusals
 }
 
-fn member_refusal(member: &Member, full: bool, version: u32) -> Option<String> {
+fn member_refusal(member: &Member, full: bool, version: u32, sends_generated: bool) -> Option<String> {
     let table = &member.table;
     if full && member.column_list {
         return Some(format!(
@@ -227,9 +234,9 @@ fn member_refusal(member: &Member, full: bool, version: u32) -> Option<String> {
     if version < 180_000 {
         return None;
     }
-    if full && member.generated {
+    if full && (member.virtual_columns || (member.stored_columns && !sends_generated)) {
         return Some(format!(
-            "{table} has generated columns: on PostgreSQL 18 and later REPLICA IDENTITY FULL makes every UPDATE and DELETE of it fail once it is published. Use only columns of the primary key in its tags."
+            "{table} has generated columns that are not published: on PostgreSQL 18 and later REPLICA IDENTITY FULL makes every UPDATE and DELETE of it fail once it is published. Make them STORED and publish them (publish_generated_columns = stored), or use only columns of the primary key in its tags."
         ));
     }
     (!full && member.key_generated).then(|| {
