@@ -102,22 +102,7 @@ impl Flow {
             _ => {}
         }
         let open = self.open.as_mut().ok_or(OutOfTurn)?;
-        let (stale, relations) = (&mut open.stale, &self.relations);
-        let (event, unlisted) = match message {
-            Message::Insert { relation, new } => {
-                (Event::Insert, relations.render(*relation, Event::Insert, None, Some(*new), stale))
-            }
-            Message::Update { relation, old, new } => {
-                (Event::Update, relations.render(*relation, Event::Update, *old, Some(*new), stale))
-            }
-            Message::Delete { relation, old } => {
-                (Event::Delete, relations.render(*relation, Event::Delete, Some(*old), None, stale))
-            }
-            Message::Truncate { relations: emptied } => {
-                (Event::Truncate, emptied.iter().map(|oid| relations.truncate(oid, stale)).sum())
-            }
-            _ => return Ok(()),
-        };
+        let Some((event, unlisted)) = self.relations.change(message, &mut open.stale) else { return Ok(()) };
         self.metrics.unlisted.inc_by(unlisted);
         if let Some((_, counter)) = self.changes.iter().find(|(counted, _)| *counted == event) {
             counter.inc();

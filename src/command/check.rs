@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{session, show};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::rules::diagnostic::{Diagnostic, Severity};
+use crate::rules::diagnostic::{self, Diagnostic, Severity};
 use crate::rules::{self, Rules};
 use crate::settings::{Environment, Settings, with_surroundings};
 use crate::setup::{catalog, verify};
@@ -50,7 +50,7 @@ pub async fn check(
     if !errors.is_empty() {
         let list = match json {
             true => format!("{} errors", errors.len()),
-            false => errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n"),
+            false => diagnostic::list(errors),
         };
         return Err(Failure::new(Exit::Rules, list));
     }

@@ -8,7 +8,7 @@ use crate::cache::command::{commands, new_version};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::rules::Rules;
-use crate::rules::events::Event;
+use crate::rules::diagnostic;
 use crate::settings::Settings;
 use crate::setup::verify;
 use crate::setup::{catalog, catalog::Catalog};
@@ -32,8 +32,7 @@ pub async fn dry_run(settings: &Settings, rules: &Rules, once: bool) -> Result<(
     let (refused, told) = verify::tables(rules, &catalog, &settings.names.publication);
     told.iter().for_each(|problem| tracing::warn!("{problem}"));
     if !refused.is_empty() {
-        let list: Vec<String> = refused.iter().map(ToString::to_string).collect();
-        return Err(Failure::new(Exit::Rules, list.join("\n\n")));
+        return Err(Failure::new(Exit::Rules, diagnostic::list(&refused)));
     }
     let goal = if once { Some(source.end().await?) } else { None };
     source.start(&settings.names).await?;
@@ -106,13 +105,7 @@ async fn take(
         _ => {}
     }
     let Some(Open { stale, .. }) = open else { return Ok(None) };
-    match &message {
-        Message::Insert { relation, new } => relations.render(*relation, Event::Insert, None, Some(*new), stale),
-        Message::Update { relation, old, new } => relations.render(*relation, Event::Update, *old, Some(*new), stale),
-        Message::Delete { relation, old } => relations.render(*relation, Event::Delete, Some(*old), None, stale),
-        Message::Truncate { relations: emptied } => emptied.iter().map(|oid| relations.truncate(oid, stale)).sum(),
-        _ => 0,
-    };
+    relations.change(&message, stale);
     Ok(None)
 }
 

@@ -13,6 +13,7 @@ use crate::rules::diagnostic::nearest;
 use crate::rules::events::Event;
 use crate::rules::plan::{Cell, Change, Column, Plan};
 use crate::rules::tables::TableName;
+use crate::rules::value;
 use crate::settings::{Environment, Settings};
 use crate::tags::Stale;
 
@@ -122,9 +123,7 @@ fn text(value: Option<&Value>) -> Option<String> {
         Some(Value::Bool(false)) => Some("f".into()),
         Some(Value::String(text)) => Some(text.clone()),
         Some(Value::Array(items)) if !items.iter().any(Value::is_object) => {
-            let quote = |text: String| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
-            let items = items.iter().map(|item| text(Some(item)).map_or("NULL".to_owned(), quote));
-            Some(format!("{{{}}}", items.collect::<Vec<_>>().join(",")))
+            Some(value::array(items.iter().map(|item| text(Some(item)))))
         }
         Some(other) => Some(other.to_string()),
     }

@@ -5,6 +5,7 @@ use super::reload::{origin, share};
 use crate::cache::Cache;
 use crate::exit::Exit;
 use crate::flow::Flow;
+use crate::rules::diagnostic;
 use crate::settings::Settings;
 use crate::setup;
 use crate::setup::catalog::Catalog;
@@ -47,8 +48,7 @@ impl Daemon {
     pub(super) fn begin(&self, flow: &mut Flow, server: &Server, confirmed: Lsn) {
         for lane in &mut flow.lanes {
             if let Some(gap) = lane.begin(confirmed, origin(server)) {
-                self.board.metrics.gap(&lane.cache().name, gap.code);
-                tracing::warn!(cache = lane.cache().name, "resync: {gap}");
+                self.tell_gap(lane, &gap);
             }
         }
     }
@@ -62,7 +62,6 @@ impl Daemon {
         if refused.is_empty() || self.ready || self.reload.proven {
             return Ok(catalog);
         }
-        let list: Vec<String> = refused.iter().map(ToString::to_string).collect();
-        Err(Error::permanent(Exit::Rules, list.join("\n\n")))
+        Err(Error::permanent(Exit::Rules, diagnostic::list(&refused)))
     }
 }

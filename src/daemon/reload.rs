@@ -12,7 +12,7 @@ use crate::cache::Cache;
 use crate::cache::lane::Lane;
 use crate::cache::marker::{Marker, Origin};
 use crate::flow::Flow;
-use crate::rules::Rules;
+use crate::rules::{Rules, diagnostic};
 use crate::setup::catalog::{self, Catalog, Table};
 use crate::setup::verify::{self, sends_all};
 use crate::source::replication::Server;
@@ -39,7 +39,7 @@ pub(super) struct Reload {
     pub(super) degraded: Vec<String>,
     /// The last snapshot, and that of the last reading of the catalog: nothing changes without another one.
     seen: Cell<u64>,
-    read_at: u64,
+    read_at: Option<u64>,
 }
 
 /// What was read of the server.
@@ -66,7 +66,8 @@ impl Reload {
             uncovered: Vec::new(),
             degraded: Vec::new(),
             seen: Cell::default(),
-            read_at: 0,
+            // It was read when the stream was opened.
+            read_at: Some(0),
         }
     }
 
@@ -79,8 +80,7 @@ impl Reload {
 
     /// The catalog is read with the next check, whatever the snapshot says.
     pub(super) fn look_again(&mut self) {
-        self.read_at = 0;
-        self.seen.set(1);
+        self.read_at = None;
     }
 
     /// Does a set wait to be put in force?
@@ -175,8 +175,8 @@ impl Daemon {
     /// rules wait for it.
     pub(super) fn check(&mut self, sql: &Sql) -> Check {
         let seen = self.reload.seen.get();
-        let rules = (seen != self.reload.read_at).then(|| self.rules.clone());
-        self.reload.read_at = seen;
+        let rules = (self.reload.read_at != Some(seen)).then(|| self.rules.clone());
+        self.reload.read_at = Some(seen);
         let offer = self.reload.offer.clone();
         let (sql, names) = (sql.clone(), self.settings.names.clone());
         Box::pin(async move {
@@ -211,7 +211,7 @@ impl Daemon {
             self.reload.accepted = Some((rules, catalog));
         } else {
             self.reload.misfit = true;
-            self.refuse(refused.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n"));
+            self.refuse(diagnostic::list(&refused));
         }
     }
 
@@ -281,8 +281,7 @@ impl Daemon {
                 );
             }
             if let Some(gap) = lane.cover(coverage, &truncated) {
-                self.board.metrics.gap(&lane.cache().name, gap.code);
-                tracing::warn!(cache = lane.cache().name, "resync: {gap}");
+                self.tell_gap(lane, &gap);
             }
         }
         self.catalog = Some(catalog);

@@ -2,6 +2,7 @@
 
 use super::Daemon;
 use crate::cache::connection::Kind as CacheKind;
+use crate::cache::gap::Gap;
 use crate::cache::lane::{Event as LaneEvent, Lane};
 use crate::cache::sweep::Passed;
 use crate::exit::Exit;
@@ -74,6 +75,12 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// Changes may have been missed, and a lane that begins or gets other rules has found out.
+    pub(super) fn tell_gap(&self, lane: &Lane, gap: &Gap) {
+        self.board.metrics.gap(&lane.cache().name, gap.code);
+        tracing::warn!(cache = lane.cache().name, "resync: {gap}");
     }
 
     /// READY once the stream runs and every cache was claimed, or tried in vain.

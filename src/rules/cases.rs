@@ -3,6 +3,7 @@
 use super::diagnostic::{Diagnostic, Place};
 use super::fields::{self, Fields};
 use super::tables::TableName;
+use super::value;
 use super::yaml::{Node, Value};
 
 /// Keys of a test.
@@ -134,11 +135,7 @@ impl Written {
                 other => other.to_owned(),
             }),
             Written::Text(text) => Some(text.clone()),
-            Written::List(items) if array => {
-                let quote = |text: String| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
-                let item = |item: &Written| item.text(true, boolean).map_or("NULL".to_owned(), quote);
-                Some(format!("{{{}}}", items.iter().map(item).collect::<Vec<_>>().join(",")))
-            }
+            Written::List(items) if array => Some(value::array(items.iter().map(|item| item.text(true, boolean)))),
             Written::List(_) | Written::Map(_) => Some(self.json().to_string()),
         }
     }

@@ -101,6 +101,11 @@ impl Diagnostic {
     }
 }
 
+/// One paragraph per problem.
+pub fn list<'a>(problems: impl IntoIterator<Item = &'a Diagnostic>) -> String {
+    problems.into_iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n")
+}
+
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let severity = match self.severity {

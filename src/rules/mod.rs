@@ -123,12 +123,8 @@ pub enum Error {
     #[error("the rules define no cache; add one under `caches:`")]
     NoCache,
     /// The files are wrong (exit 65). One paragraph per problem.
-    #[error("{}", list(.0))]
+    #[error("{}", diagnostic::list(.0))]
     Wrong(Vec<Diagnostic>),
-}
-
-fn list(problems: &[Diagnostic]) -> String {
-    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n")
 }
 
 impl Rules {

@@ -106,10 +106,16 @@ impl fmt::Display for TableSet {
 }
 
 fn part(text: &str) -> Option<(String, &str)> {
-    let Some(mut rest) = text.strip_prefix('"') else {
-        let (name, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
-        return (!name.is_empty()).then(|| (name.to_owned(), rest));
-    };
+    if text.starts_with('"') {
+        return quoted(text);
+    }
+    let (name, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
+    (!name.is_empty()).then(|| (name.to_owned(), rest))
+}
+
+/// A name in double quotes (`""` is one of them) and what follows; `None` if it is empty or not closed.
+pub(super) fn quoted(text: &str) -> Option<(String, &str)> {
+    let mut rest = text.strip_prefix('"')?;
     let mut name = String::new();
     loop {
         let (before, after) = rest.split_once('"')?;

@@ -2,6 +2,7 @@
 
 use super::filter::{self, Filter};
 use super::style::Style;
+use super::tables::quoted;
 
 /// A parsed template; it knows names, not columns. [`super::plan`] binds it to a table.
 #[derive(Clone, Debug, PartialEq)]
@@ -195,23 +196,12 @@ fn path_of(text: &str) -> Option<Name> {
 
 /// A plain or quoted name, and what follows.
 fn segment(text: &str) -> Option<(String, &str)> {
-    let Some(mut rest) = text.strip_prefix('"') else {
-        let (name, rest) = text.split_at(text.find(['.', '[']).unwrap_or(text.len()));
-        let odd = name.is_empty() || name.contains(['"', ']', '(', ')', '{', '}', ' ']);
-        return (!odd).then(|| (name.to_owned(), rest));
-    };
-    let mut name = String::new();
-    loop {
-        let (before, after) = rest.split_once('"')?;
-        name.push_str(before);
-        match after.strip_prefix('"') {
-            Some(tail) => {
-                name.push('"');
-                rest = tail;
-            }
-            None => return (!name.is_empty()).then_some((name, after)),
-        }
+    if text.starts_with('"') {
+        return quoted(text);
     }
+    let (name, rest) = text.split_at(text.find(['.', '[']).unwrap_or(text.len()));
+    let odd = name.is_empty() || name.contains(['"', ']', '(', ')', '{', '}', ' ']);
+    (!odd).then(|| (name.to_owned(), rest))
 }
 
 /// `name|filter|filter`, each with the characters before it; bars within quotes do not count.

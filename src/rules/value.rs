@@ -70,6 +70,13 @@ fn scalar_text<'a>(json: &Json) -> Found<'a> {
     }
 }
 
+/// An array as PostgreSQL writes it: the inverse of [`elements`].
+pub fn array(items: impl Iterator<Item = Option<String>>) -> String {
+    let quote = |text: String| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    let items = items.map(|item| item.map_or("NULL".to_owned(), quote));
+    format!("{{{}}}", items.collect::<Vec<_>>().join(","))
+}
+
 /// The elements of an array as PostgreSQL writes it (manual: "Array Input and Output Syntax"); dimensions are flattened.
 pub fn elements(text: &str) -> Vec<Option<String>> {
     // `[0:1]={...}` where the bounds are not the usual ones.

@@ -1,6 +1,6 @@
 //! Do the tables give what the rules need? Every problem with rule, table, and the SQL that mends it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::catalog::{Catalog, Member, Table};
 use crate::rules::diagnostic::{Diagnostic, Place};
@@ -82,12 +82,9 @@ fn of_rule(rule: &Rule, name: &TableName, table: &Table) -> Vec<Diagnostic> {
             problems.extend(misfit.map(|sentence| place.error("condition-type", sentence)));
         }
     }
-    let places: Vec<String> = problems.iter().map(|problem| format!("{}{}", problem.place, problem.message)).collect();
-    let mut nth = 0;
-    problems.retain(|_| {
-        nth += 1;
-        !places.iter().take(nth - 1).any(|place| places.get(nth - 1) == Some(place))
-    });
+    // A column that the rule names for each of its tags is told once.
+    let mut told = HashSet::new();
+    problems.retain(|problem| told.insert(format!("{}{}", problem.place, problem.message)));
     if problems.is_empty() {
         problems.extend(identity(rule, table));
     }

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use super::pgoutput::{self, Old, Tuple, Value};
+use super::pgoutput::{self, Message, Old, Tuple, Value};
 use crate::rules::Rules;
 use crate::rules::events::Event;
 use crate::rules::plan::{Cell, Change, Column, Plan, Unlisted};
@@ -159,8 +159,26 @@ impl Relations {
         self.known.insert(relation.oid, described);
     }
 
-    /// Renders the tags of one row change; how many templates could not be.
-    pub fn render(&self, oid: u32, event: Event, old: Option<Old>, new: Option<Tuple>, stale: &mut [Stale]) -> u64 {
+    /// Renders the tags of a change: which kind it is, and how many templates could not be rendered. `None` for other messages.
+    pub fn change(&self, message: &Message, stale: &mut [Stale]) -> Option<(Event, u64)> {
+        Some(match message {
+            Message::Insert { relation, new } => {
+                (Event::Insert, self.render(*relation, Event::Insert, None, Some(*new), stale))
+            }
+            Message::Update { relation, old, new } => {
+                (Event::Update, self.render(*relation, Event::Update, *old, Some(*new), stale))
+            }
+            Message::Delete { relation, old } => {
+                (Event::Delete, self.render(*relation, Event::Delete, Some(*old), None, stale))
+            }
+            Message::Truncate { relations } => {
+                (Event::Truncate, relations.iter().map(|oid| self.truncate(oid, stale)).sum())
+            }
+            _ => return None,
+        })
+    }
+
+    fn render(&self, oid: u32, event: Event, old: Option<Old>, new: Option<Tuple>, stale: &mut [Stale]) -> u64 {
         let Some(relation) = self.known.get(&oid) else {
             tracing::error!(oid, "a change arrived for a relation that was never described");
             return 0;
@@ -177,8 +195,7 @@ impl Relations {
         relation.renders(change, stale)
     }
 
-    /// Renders the tags of an emptied table; how many templates could not be.
-    pub fn truncate(&self, oid: u32, stale: &mut [Stale]) -> u64 {
+    fn truncate(&self, oid: u32, stale: &mut [Stale]) -> u64 {
         let change = Change { event: Event::Truncate, old: None, new: None };
         self.truncated.borrow_mut().insert(oid);
         self.known.get(&oid).map_or(0, |relation| relation.renders(change, stale))
