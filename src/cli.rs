@@ -57,6 +57,13 @@ pub enum LogFormat {
     Json,
 }
 
+/// What `setup` should spare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Prefer {
+    /// Bytes in the log.
+    Wal,
+}
+
 /// The commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
@@ -83,6 +90,9 @@ pub enum Command {
         /// The daemon's role; created LOGIN REPLICATION without a password
         #[arg(long, value_name = "NAME", default_value = "waltag")]
         role: String,
+        /// What to spare: with `wal`, unique indexes and column lists where they will do; each says what can fail later
+        #[arg(long, value_name = "WHAT", conflicts_with = "remove")]
+        prefer: Option<Prefer>,
     },
     /// Print a rule file to start from, made of the database's tables
     Init,

@@ -90,6 +90,8 @@ struct Daemon {
     /// As it was read last: a sweep goes by the types of the columns.
     catalog: Option<Catalog>,
     view: View,
+    /// The stream has the publication of inserts, too.
+    streams_inserts: bool,
     /// With `--once`: the server's end when it was asked first; zero until then.
     goal: Option<Lsn>,
 }
@@ -117,6 +119,7 @@ pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
         manager: Manager::new(),
         catalog: None,
         view: View::default(),
+        streams_inserts: false,
         goal: once.then_some(Lsn(0)),
     };
     daemon.show_at_rest();
@@ -161,6 +164,7 @@ impl Daemon {
         flow.resume_at(confirmed);
         self.board.metrics.connected("postgresql");
         self.view.streaming(&source.place);
+        (self.streams_inserts, self.reload.reopen_at) = (source.inserts, None);
         self.begin(&mut flow, &source.server, confirmed);
         match catalog {
             Some(catalog) => self.judge(catalog, &mut flow),
@@ -210,6 +214,9 @@ impl Daemon {
             }
             if self.reload.is_accepted() && !flow.is_within_transaction() {
                 self.adopt(flow, &source.server);
+            }
+            if self.reload.reopen_at.is_some_and(|position| flow.marked() >= Some(position)) {
+                return Err(Error::away("the publication of inserts came or went; opening the stream anew"));
             }
             self.announce(flow);
             self.turn();

@@ -4,8 +4,9 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use waltag::cli::{Cli, Command, LogFormat, Typed};
+use waltag::cli::{Cli, Command, LogFormat, Prefer, Typed};
 use waltag::command;
+use waltag::command::setup::Wish;
 use waltag::exit::Exit;
 use waltag::failure::Failure;
 use waltag::settings::{self, Environment, Settings};
@@ -45,8 +46,9 @@ async fn run(cli: Cli, environment: &Environment) -> Result<(), Failure> {
         }
         Command::Run { setup, once, .. } => command::run::run(settings(&cli.typed)?, environment, setup, once).await,
         Command::Init => command::init::init(&settings(&cli.typed)?).await,
-        Command::Setup { apply, remove, role } => {
-            command::setup::setup(&settings(&cli.typed)?, environment, apply, remove, &role).await
+        Command::Setup { apply, remove, role, prefer } => {
+            let wish = Wish { apply, remove, role: &role, prefer_wal: prefer == Some(Prefer::Wal) };
+            command::setup::setup(&settings(&cli.typed)?, environment, wish).await
         }
         Command::Check { live, strict, json } => {
             command::check::check(&settings(&cli.typed)?, environment, live, strict, json).await

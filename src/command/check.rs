@@ -34,7 +34,7 @@ pub async fn check(
         let (refused, told) = verify::tables(&rules, &catalog, &settings.names.publication);
         problems.extend(refused);
         problems.extend(told);
-        publication = catalog.publication;
+        publication = catalog.publication.exists;
     }
     let (errors, warnings): (Vec<&Diagnostic>, Vec<&Diagnostic>) =
         problems.iter().partition(|problem| problem.severity == Severity::Error);

@@ -8,27 +8,35 @@ use crate::failure::Failure;
 use crate::rules::Rules;
 use crate::settings::{Environment, Settings};
 use crate::setup::catalog::{self, Catalog};
-use crate::setup::statements::{self, Role, RoleState};
-use crate::setup::verify;
+use crate::setup::removal::{self, Remains};
+use crate::setup::statements::{self, Decided, Role, RoleState, Statement};
+use crate::setup::{cost, identity, verify};
 use crate::source::replication::error::Error;
 use crate::source::session::{self as sql, Session, literal};
 
 /// Locks that could not be had within `--lock-timeout` are asked for this often.
 const ATTEMPTS: u32 = 5;
 
+/// What was asked for.
+pub struct Wish<'a> {
+    /// Run the statements.
+    pub apply: bool,
+    /// The way back.
+    pub remove: bool,
+    /// The daemon's role.
+    pub role: &'a str,
+    /// Indexes and column lists where they will do.
+    pub prefer_wal: bool,
+}
+
 /// Prints the statements; with `apply` runs them one at a time, each under `lock_timeout`.
-pub async fn setup(
-    settings: &Settings,
-    environment: &Environment,
-    apply: bool,
-    remove: bool,
-    role: &str,
-) -> Result<(), Failure> {
+pub async fn setup(settings: &Settings, environment: &Environment, wish: Wish<'_>) -> Result<(), Failure> {
+    let Wish { apply, remove, .. } = wish;
     // What is removed is known without rules: a broken rule file must not keep anybody from leaving.
     let rules = if remove { Rules::default() } else { load(settings, environment)? };
     let (session, endpoint) = session(settings).await?;
     let place = endpoint.to_string();
-    let statements = plan(&session, settings, &rules, remove, role, &place).await?;
+    let statements = plan(&session, settings, &rules, &wish, &place).await?;
     if statements.is_empty() {
         show(format_args!("-- Nothing to do: the database has what the rules need."));
         return Ok(());
@@ -52,8 +60,9 @@ pub async fn apply_first(settings: &Settings, rules: &Rules) -> Result<(), Failu
     let (session, endpoint) = session(settings).await?;
     let place = endpoint.to_string();
     let user = endpoint.config().get_user().unwrap_or_default().to_owned();
-    for statement in plan(&session, settings, rules, false, &user, &place).await? {
-        tracing::info!("setup: {}", statement.lines().filter(|line| !line.starts_with("--")).collect::<String>());
+    let wish = Wish { apply: true, remove: false, role: &user, prefer_wal: false };
+    for statement in plan(&session, settings, rules, &wish, &place).await? {
+        tracing::info!("setup: {}", statement.text.lines().filter(|line| !line.starts_with("--")).collect::<String>());
         execute(&session, settings.lock_timeout, &statement, &place).await?;
     }
     Ok(())
@@ -63,59 +72,80 @@ async fn plan(
     session: &Session,
     settings: &Settings,
     rules: &Rules,
-    remove: bool,
-    role: &str,
+    wish: &Wish<'_>,
     place: &str,
-) -> Result<Vec<String>, Failure> {
+) -> Result<Vec<Statement>, Failure> {
     let failed = |error: sql::Error| Error::session("reading the catalog", place, &error);
     let publication = &settings.names.publication;
     let catalog = catalog::read(session, rules, publication).await.map_err(failed)?;
-    let role = Role { name: role.to_owned(), state: role_state(session, role).await.map_err(failed)? };
-    if remove {
-        let slot = format!("SELECT 1 FROM pg_replication_slots WHERE slot_name = {}", literal(&settings.names.slot));
-        let slot = session.value(&slot).await.map_err(failed)?.map(|_| settings.names.slot.as_str());
-        return Ok(statements::remove(&catalog, publication, slot, &role));
+    let role = role(session, wish.role).await.map_err(failed)?;
+    if wish.remove {
+        let remains = Remains::read(session, &catalog, &settings.names.slot).await.map_err(failed)?;
+        return Ok(removal::remove(&catalog, &remains, &role));
     }
     refuse_wrong_rules(rules, &catalog, publication)?;
-    let statements = statements::apply(rules, &catalog, publication, &role);
+    let indexable = match wish.prefer_wal {
+        true => Some(identity::read_indexable(session, &catalog).await.map_err(failed)?),
+        false => None,
+    };
+    let changes = identity::changes(rules, &catalog, indexable.as_ref());
+    let costs = cost::measure(session, &changes).await.map_err(failed)?;
+    let decided = Decided { changes: &changes, costs: &costs, indexable: indexable.as_ref() };
+    let statements = statements::apply(rules, &catalog, &decided, &role);
     statements.map_err(|refusals| Failure::new(Exit::Rules, refusals.join("\n")))
 }
 
-/// Everything but the identity, which is what setup mends.
+/// The problems that setup mends.
+const MENDED: [&str; 2] = ["identity", "column-list"];
+
+/// Everything else that is wrong.
 fn refuse_wrong_rules(rules: &Rules, catalog: &Catalog, publication: &str) -> Result<(), Failure> {
     let (refused, _) = verify::tables(rules, catalog, publication);
     let wrong: Vec<String> =
-        refused.iter().filter(|problem| problem.code != "identity").map(ToString::to_string).collect();
+        refused.iter().filter(|problem| !MENDED.contains(&problem.code)).map(ToString::to_string).collect();
     if wrong.is_empty() { Ok(()) } else { Err(Failure::new(Exit::Rules, wrong.join("\n\n"))) }
 }
 
-async fn role_state(session: &Session, role: &str) -> Result<RoleState, sql::Error> {
+async fn role(session: &Session, name: &str) -> Result<Role, sql::Error> {
     let query = format!(
-        "SELECT (rolcanlogin AND rolreplication) OR rolsuper, shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = {}",
-        literal(role)
+        "SELECT (r.rolcanlogin AND (r.rolreplication OR m.oid IS NOT NULL AND pg_has_role(r.oid, m.oid, 'MEMBER'))) OR r.rolsuper, \
+         shobj_description(r.oid, 'pg_authid'), m.oid IS NOT NULL \
+         FROM (SELECT) one LEFT JOIN pg_roles r ON r.rolname = {} LEFT JOIN pg_roles m ON m.rolname = 'rds_replication'",
+        literal(name)
     );
     let rows = session.rows(&query).await?;
-    Ok(match rows.first() {
-        None => RoleState::Missing,
-        Some(row) if row.get(0) != Some("t") => RoleState::Unfit,
-        Some(row) if statements::is_ours(row.get(1)) => RoleState::Ours,
-        Some(_) => RoleState::Fit,
-    })
+    let row = rows.first();
+    let field = |index: usize| row.and_then(|row| row.get(index));
+    let state = match (field(0), field(1)) {
+        (None, _) => RoleState::Missing,
+        (Some("t"), comment) if statements::is_ours(comment) => RoleState::Ours,
+        (Some("t"), _) => RoleState::Fit,
+        _ => RoleState::Unfit,
+    };
+    Ok(Role { name: name.to_owned(), state, by_membership: field(2) == Some("t") })
 }
 
 /// Waits for a lock at most `lock_timeout` at a time: longer, and every query behind it in the queue would wait too.
-async fn execute(session: &Session, lock_timeout: Duration, statement: &str, place: &str) -> Result<(), Failure> {
+async fn execute(session: &Session, lock_timeout: Duration, statement: &Statement, place: &str) -> Result<(), Failure> {
     let failed = |error: &sql::Error| Failure::from(Error::session("setup", place, error));
     let limit = format!("SET lock_timeout = {}", lock_timeout.as_millis());
     session.execute(&limit).await.map_err(|error| failed(&error))?;
     for attempt in 1..=ATTEMPTS {
-        match session.execute(statement).await {
+        let cleared = match &statement.clear {
+            Some(clear) if attempt > 1 => session.execute(clear).await,
+            _ => Ok(()),
+        };
+        let done = match cleared {
+            Ok(()) => session.execute(&statement.text).await,
+            failed => failed,
+        };
+        match done {
             Ok(()) => return Ok(()),
             Err(sql::Error::Server(error)) if error.code == "55P03" && attempt < ATTEMPTS => {
                 tracing::info!(
                     attempt,
                     "the lock is taken; trying again: {}",
-                    statement.lines().last().unwrap_or_default()
+                    statement.text.lines().last().unwrap_or_default()
                 );
                 tokio::time::sleep(lock_timeout / 2).await;
             }

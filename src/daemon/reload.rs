@@ -15,6 +15,7 @@ use crate::flow::Flow;
 use crate::rules::{Rules, diagnostic};
 use crate::setup::catalog::{self, Catalog, Table};
 use crate::setup::verify::{self, sends_all};
+use crate::source::lsn::Lsn;
 use crate::source::replication::Server;
 use crate::source::replication::slot;
 use crate::source::session::{self, Sql};
@@ -37,6 +38,9 @@ pub(super) struct Reload {
     pub(super) refused: Option<String>,
     pub(super) uncovered: Vec<String>,
     pub(super) degraded: Vec<String>,
+    /// The publication of inserts came or went: the stream is opened anew once it is behind this position. Earlier, it would look for
+    /// the publication in a past that does not have it.
+    pub(super) reopen_at: Option<Lsn>,
     /// The last snapshot, and that of the last reading of the catalog: nothing changes without another one.
     seen: Cell<u64>,
     read_at: Option<u64>,
@@ -65,6 +69,7 @@ impl Reload {
             refused,
             uncovered: Vec::new(),
             degraded: Vec::new(),
+            reopen_at: None,
             seen: Cell::default(),
             // It was read when the stream was opened.
             read_at: Some(0),
@@ -196,22 +201,38 @@ impl Daemon {
     pub(super) fn checked(&mut self, checked: Checked, flow: &mut Flow) {
         self.view.slot = checked.slot.unwrap_or_default();
         match checked.catalog {
-            Some((rules, catalog)) if Rc::ptr_eq(&rules, &self.rules) => self.judge(catalog, flow),
+            Some((rules, mut catalog)) if Rc::ptr_eq(&rules, &self.rules) => {
+                self.compare_streamed(&mut catalog);
+                self.judge(catalog, flow);
+            }
             Some(_) => self.reload.look_again(),
             None => {}
         }
-        let Some((rules, catalog)) = checked.offer else { return };
+        let Some((rules, mut catalog)) = checked.offer else { return };
         // The files may have changed again meanwhile.
         if !self.reload.offer.as_ref().is_some_and(|offer| Rc::ptr_eq(offer, &rules)) {
             return;
         }
         let (refused, _) = verify::tables(&rules, &catalog, &self.settings.names.publication);
+        self.compare_streamed(&mut catalog);
         if refused.is_empty() {
             self.reload.offer = None;
             self.reload.accepted = Some((rules, catalog));
         } else {
             self.reload.misfit = true;
             self.refuse(diagnostic::list(&refused));
+        }
+    }
+
+    /// Tables of a publication that is not streamed are not covered by it.
+    fn compare_streamed(&mut self, catalog: &mut Catalog) {
+        match (catalog.inserts.exists, self.streams_inserts) {
+            (true, false) => {
+                self.reload.reopen_at.get_or_insert(self.view.slot.end);
+                catalog.forget_inserts();
+            }
+            (false, true) => self.reload.reopen_at = Some(Lsn(0)),
+            _ => self.reload.reopen_at = None,
         }
     }
 
@@ -270,7 +291,11 @@ impl Daemon {
                 catalog.tables.keys(),
                 |table, column| catalog.type_of(table, column),
                 |table| {
-                    catalog.tables.get(table).filter(|found| sends_all(table, found, &catalog)).map(Table::fingerprint)
+                    catalog
+                        .tables
+                        .get(table)
+                        .filter(|found| sends_all(table, found, &catalog, &self.rules))
+                        .map(Table::fingerprint)
                 },
             );
             for template in coverage.unreachable.iter().filter(|_| self.catalog.is_none()) {

@@ -1,10 +1,13 @@
 //! The catalog as far as the rules go: their tables, with every partition and child, and how each identifies its rows.
 
+mod query;
+
 use std::collections::HashMap;
 
 use crate::cache::coverage::Fingerprint;
 use crate::rules::Rules;
 use crate::rules::tables::TableName;
+use crate::source::replication::slot::inserts_of;
 use crate::source::session::{Error, Sql, identifier, literal};
 
 /// Everything that was read.
@@ -12,20 +15,32 @@ use crate::source::session::{Error, Sql, identifier, literal};
 pub struct Catalog {
     /// `server_version_num`.
     pub version: u32,
-    /// Does the publication exist?
-    pub publication: bool,
-    /// It sends stored generated columns, or the server is older than 18 and does not ask for it; true if it does not exist.
+    /// The publication.
+    pub publication: Publication,
+    /// The second one, for tables whose rows nothing identifies: it sends what is inserted and truncated, and lets them change
+    /// their rows.
+    pub inserts: Publication,
+    /// The publication sends stored generated columns, or the server is older than 18 and does not ask for it; true if it does not exist.
     pub sends_generated: bool,
-    /// Its comment, where `setup` remembers the identities that it changed.
-    pub comment: Option<String>,
-    /// What the publication leaves out, in words with the SQL that mends it.
+    /// What the publications leave out, in words with the SQL that mends it.
     pub omissions: Vec<String>,
-    /// Tables that the publication names itself: not their partitions.
-    pub published: Vec<TableName>,
     /// The publication is FOR ALL TABLES.
     pub covers_all: bool,
     /// The rules' tables that exist.
     pub tables: HashMap<TableName, Table>,
+}
+
+/// A publication.
+#[derive(Debug, Default)]
+pub struct Publication {
+    /// Its name.
+    pub name: String,
+    /// Is it there?
+    pub exists: bool,
+    /// Its comment, where `setup` remembers the identities that it changed.
+    pub comment: Option<String>,
+    /// Tables that it names itself: not their partitions.
+    pub tables: Vec<TableName>,
 }
 
 /// A table of the rules.
@@ -71,6 +86,12 @@ pub struct Column {
 }
 
 impl Catalog {
+    /// As it is for a stream that does not have the publication of inserts yet.
+    pub fn forget_inserts(&mut self) {
+        self.inserts.tables.clear();
+        self.tables.values_mut().flat_map(|table| &mut table.members).for_each(|member| member.inserted = false);
+    }
+
     /// The type of a column.
     pub fn type_of(&self, table: &TableName, column: &str) -> Option<u32> {
         self.tables.get(table)?.type_of(column)
@@ -103,10 +124,14 @@ pub struct Member {
     pub key_generated: bool,
     /// `relpersistence`: only `p` is logged.
     pub persistence: char,
-    /// It is in the publication.
+    /// It is in the publication, ...
     pub published: bool,
-    /// Some publication has a column list for it.
-    pub column_list: bool,
+    /// ... and in the second one, for inserts.
+    pub inserted: bool,
+    /// The columns that the publication sends, if it has a list for it.
+    pub listed: Option<Vec<String>>,
+    /// Another publication has a column list for it.
+    pub listed_elsewhere: bool,
     /// The publication sends only some of its rows.
     pub row_filter: bool,
     /// It has generated columns that are computed when they are read: those can never be sent.
@@ -120,10 +145,13 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
     let version = session.value("SELECT current_setting('server_version_num')").await?;
     let mut catalog =
         Catalog { version: version.and_then(|text| text.parse().ok()).unwrap_or_default(), ..Catalog::default() };
-    read_publication(session, publication, &mut catalog).await?;
+    let inserts = inserts_of(publication);
+    catalog.inserts = read_publication(session, &inserts, &["insert", "truncate"], &mut catalog).await?;
+    let kinds = ["insert", "update", "delete", "truncate"];
+    catalog.publication = read_publication(session, publication, &kinds, &mut catalog).await?;
     let mut tables: Vec<TableName> = rules.tables().into_iter().cloned().collect();
     if rules.has_patterns() {
-        for row in session.rows(ALL_TABLES).await? {
+        for row in session.rows(query::ALL_TABLES).await? {
             let field = |index: usize| row.get(index).unwrap_or_default().to_owned();
             let table = TableName { schema: field(0), name: field(1) };
             if !tables.contains(&table) && rules.of_table(&table).next().is_some() {
@@ -136,7 +164,7 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
     if names.is_empty() {
         return Ok(catalog);
     }
-    let query = tables_query(&names.join(", "), publication, catalog.version >= 150_000);
+    let query = query::tables(&names.join(", "), &[publication, &inserts], catalog.version >= 150_000);
     for row in session.rows(&query).await? {
         let field = |index: usize| row.get(index).unwrap_or_default();
         let name = TableName { schema: field(0).into(), name: field(1).into() };
@@ -148,7 +176,7 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
         let table = Table { kind, members: Vec::new(), columns, has_primary_key, attributes, publishing };
         catalog.tables.insert(name, table);
     }
-    let query = members_query(&names.join(", "), publication, catalog.version >= 150_000);
+    let query = query::members(&names.join(", "), publication, &inserts, catalog.version >= 150_000);
     for row in session.rows(&query).await? {
         let field = |index: usize| row.get(index).unwrap_or_default();
         let root = TableName { schema: field(0).into(), name: field(1).into() };
@@ -158,7 +186,7 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
             persistence: letter(field(5)),
             key: serde_json::from_str(field(6)).unwrap_or_default(),
             published: field(7) == "t",
-            column_list: field(8) == "t",
+            listed_elsewhere: field(8) == "t",
             virtual_columns: field(9) == "t",
             stored_columns: field(15) == "t",
             row_filter: field(10) == "t",
@@ -166,6 +194,8 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
             key_generated: field(12) == "t",
             oid: field(13).parse().unwrap_or_default(),
             file: field(14).parse().unwrap_or_default(),
+            inserted: field(16) == "t",
+            listed: row.get(17).and_then(|list| serde_json::from_str(list).ok()),
         };
         if let Some(table) = catalog.tables.get_mut(&root) {
             table.members.push(member);
@@ -174,114 +204,43 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
     Ok(catalog)
 }
 
-async fn read_publication(session: &Sql, publication: &str, catalog: &mut Catalog) -> Result<(), Error> {
-    let name = literal(publication);
-    let generated = if catalog.version >= 180_000 { "pubgencols = 's'" } else { "true" };
-    let query = format!(
-        "SELECT puballtables, obj_description(oid, 'pg_publication'), pubviaroot, \
-         array_to_string(ARRAY[CASE WHEN NOT pubinsert THEN 'insert' END, CASE WHEN NOT pubupdate THEN 'update' END, \
-         CASE WHEN NOT pubdelete THEN 'delete' END, CASE WHEN NOT pubtruncate THEN 'truncate' END], ', '), {generated} \
-         FROM pg_publication WHERE pubname = {name}"
-    );
-    let rows = session.rows(&query).await?;
+/// Reads a publication that should send `kinds`.
+async fn read_publication(
+    session: &Sql,
+    name: &str,
+    kinds: &[&str],
+    catalog: &mut Catalog,
+) -> Result<Publication, Error> {
+    let mut publication = Publication { name: name.to_owned(), ..Publication::default() };
+    let rows = session.rows(&query::publication(name, catalog.version >= 180_000)).await?;
     catalog.sends_generated = true;
     if let Some(row) = rows.first() {
-        catalog.publication = true;
-        catalog.sends_generated = row.get(4) == Some("t");
+        publication.exists = true;
+        publication.comment = row.get(1).map(str::to_owned);
         catalog.covers_all = row.get(0) == Some("t");
-        catalog.comment = row.get(1).map(str::to_owned);
-        let alter = format!("ALTER PUBLICATION {} SET", identifier(publication));
+        catalog.sends_generated = row.get(4) == Some("t");
+        let alter = format!("ALTER PUBLICATION {} SET", identifier(name));
         if row.get(2) == Some("t") {
             catalog.omissions.push(format!(
-                "it publishes partitions through their root, which sends NULL for old values that a leaf does not log: {alter} (publish_via_partition_root = false)"
+                "the publication \"{name}\" leaves changes out: it publishes partitions through their root, which sends NULL for old values that a leaf does not log: {alter} (publish_via_partition_root = false)"
             ));
         }
-        if let Some(kinds) = row.get(3).filter(|kinds| !kinds.is_empty()) {
-            catalog
-                .omissions
-                .push(format!("it does not publish {kinds}: {alter} (publish = 'insert, update, delete, truncate')"));
+        let sent: Vec<&str> = row.get(3).unwrap_or_default().split(", ").collect();
+        let missing: Vec<&str> = kinds.iter().copied().filter(|kind| !sent.contains(kind)).collect();
+        if !missing.is_empty() {
+            catalog.omissions.push(format!(
+                "the publication \"{name}\" leaves changes out: it does not publish {}: {alter} (publish = '{}')",
+                missing.join(", "),
+                kinds.join(", ")
+            ));
         }
     }
-    let query = format!(
-        "SELECT n.nspname, c.relname FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
-         JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = {name}"
-    );
-    for row in session.rows(&query).await? {
+    for row in session.rows(&query::published(name)).await? {
         let field = |index: usize| row.get(index).unwrap_or_default().to_owned();
-        catalog.published.push(TableName { schema: field(0), name: field(1) });
+        publication.tables.push(TableName { schema: field(0), name: field(1) });
     }
-    Ok(())
+    Ok(publication)
 }
-
-/// What a pattern can mean: tables of people, partitions by their root only.
-const ALL_TABLES: &str = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-    WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
-    AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'";
-
-fn tables_query(names: &str, publication: &str, with_schemas: bool) -> String {
-    let by_schema = match with_schemas {
-        true => {
-            "(SELECT string_agg(pn.oid || ':' || pn.xmin, ',' ORDER BY pn.oid) FROM pg_publication_namespace pn WHERE pn.pnpubid = p.oid)"
-        }
-        false => "''",
-    };
-    format!(
-        "SELECT n.nspname, c.relname, c.relkind::text, \
-         (SELECT coalesce(json_agg(json_build_array(a.attname, a.attgenerated <> '', \
-            coalesce(nullif(t.typbasetype, 0), t.oid)::int8) ORDER BY a.attnum), '[]') \
-            FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
-         EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary), c.relnatts, \
-         c.oid || ' ' || coalesce((SELECT concat(p.oid, ':', p.xmin, ' ', {by_schema}, ' ', \
-            (SELECT string_agg(pr.oid || ':' || pr.xmin, ',' ORDER BY pr.oid) FROM pg_publication_rel pr WHERE pr.prpubid = p.oid \
-              AND (pr.prrelid = c.oid OR pr.prrelid IN (SELECT relid FROM pg_partition_tree(c.oid))))) \
-            FROM pg_publication p WHERE p.pubname = {publication}), '') \
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE (n.nspname, c.relname) IN ({names})",
-        publication = literal(publication)
-    )
-}
-
-/// Without functions that open the tables (`pg_get_replica_identity_index`, `pg_publication_tables`): a migration that holds
-/// a lock on one of them must not hold up the session that answers the fence.
-fn members_query(names: &str, publication: &str, with_lists_and_filters: bool) -> String {
-    let (column_lists, row_filter, by_schema) = if with_lists_and_filters {
-        (
-            "EXISTS (SELECT FROM pg_publication_rel pr WHERE pr.prrelid = c.oid AND pr.prattrs IS NOT NULL)",
-            "EXISTS (SELECT FROM pg_publication_rel pr JOIN pg_publication p ON p.oid = pr.prpubid \
-              WHERE pr.prrelid IN (c.oid, tree.root) AND pr.prqual IS NOT NULL AND p.pubname = ",
-            "EXISTS (SELECT FROM pg_publication_namespace pn JOIN pg_class m ON m.relnamespace = pn.pnnspid \
-              WHERE pn.pnpubid = p.oid AND (m.oid = c.oid OR m.oid IN (SELECT pg_partition_ancestors(c.oid))))",
-        )
-    } else {
-        ("false", "(false AND '' = ", "false")
-    };
-    format!(
-        "WITH RECURSIVE tree(root, oid) AS (\
-           SELECT c.oid, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE (n.nspname, c.relname) IN ({names}) \
-           UNION SELECT tree.root, i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid) \
-         SELECT rn.nspname, r.relname, n.nspname, c.relname, c.relreplident::text, c.relpersistence::text, \
-           (SELECT coalesce(json_agg(a.attname), '[]') FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY (key.indkey)), \
-           EXISTS (SELECT FROM pg_publication p WHERE p.pubname = {publication} AND (p.puballtables OR {by_schema} \
-             OR EXISTS (SELECT FROM pg_publication_rel pr WHERE pr.prpubid = p.oid \
-               AND (pr.prrelid = c.oid OR pr.prrelid IN (SELECT pg_partition_ancestors(c.oid)))))), \
-           {column_lists}, \
-           EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated = 'v'), \
-           {row_filter} {publication}), \
-           (SELECT k.relname FROM pg_class k WHERE k.oid = key.indexrelid), \
-           EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY (key.indkey) AND a.attgenerated <> ''), \
-           c.oid, c.relfilenode, \
-           EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated = 's') \
-         FROM tree JOIN pg_class r ON r.oid = tree.root JOIN pg_namespace rn ON rn.oid = r.relnamespace \
-         JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace \
-         LEFT JOIN pg_index key ON key.indrelid = c.oid AND {IDENTITY_INDEX} \
-         WHERE c.relkind = 'r' ORDER BY n.nspname, c.relname",
-        publication = literal(publication)
-    )
-}
-
-/// Which index identifies the rows of `c` (relcache.c, RelationGetIndexList): a deferrable primary key identifies nothing.
-const IDENTITY_INDEX: &str = "key.indislive AND key.indisvalid AND key.indisunique AND key.indimmediate AND key.indpred IS NULL \
-    AND CASE c.relreplident WHEN 'd' THEN key.indisprimary WHEN 'i' THEN key.indisreplident ELSE false END";
 
 fn letter(text: &str) -> char {
     text.chars().next().unwrap_or(' ')

@@ -1,5 +1,12 @@
-//! What the rules need from the database: read ([`catalog`]), judged ([`verify`]), written as SQL ([`statements`]).
+//! What the rules need from the database: read ([`catalog`]), judged ([`verify`], [`harm`]), decided ([`identity`], [`lists`],
+//! with the price: [`cost`]), written as SQL ([`statements`], [`publishing`], [`removal`]).
 
 pub mod catalog;
+pub mod cost;
+mod harm;
+pub mod identity;
+mod lists;
+mod publishing;
+pub mod removal;
 pub mod statements;
 pub mod verify;

@@ -1,19 +1,45 @@
-//! The SQL that brings the database to what the rules need, and back. Idempotent: what is there already is not repeated; and
-//! resumable: what is to be restored is written down before it is changed.
+//! The SQL that brings the database to what the rules need. Idempotent: what is there already is not repeated; and resumable: what
+//! is to be restored is written down before it is changed.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use super::catalog::{Catalog, Member, Table};
-use super::verify::{self, is_covered};
+use super::catalog::{Catalog, Member};
+use super::cost::{Cost, Costs};
+use super::identity::{Change, Identity, Indexable};
+use super::{harm, lists, publishing};
 use crate::rules::Rules;
-use crate::rules::tables::TableName;
 use crate::source::session::{identifier, literal};
 
 const ROLE: &str = include_str!("../../migrations/role.sql");
 const PUBLICATION: &str = include_str!("../../migrations/publication.sql");
+const INSERTS: &str = include_str!("../../migrations/publication_insert.sql");
 const IDENTITY: &str = include_str!("../../migrations/identity.sql");
+const INDEX: &str = include_str!("../../migrations/identity_index.sql");
 /// Starts the comments by which `setup` knows its own: only what carries one is narrowed, dropped or restored.
 const MARK: &str = "waltag setup: ";
+
+/// One step.
+#[derive(Clone, Debug)]
+pub struct Statement {
+    /// The SQL, under its comment.
+    pub text: String,
+    /// What clears away an attempt that could not have its lock: an index that was begun stays there, invalid, until the next run.
+    pub clear: Option<String>,
+}
+
+impl Statement {
+    /// A statement that leaves nothing behind when it fails.
+    pub fn new(text: impl Into<String>) -> Statement {
+        Statement { text: text.into().trim_end().to_owned(), clear: None }
+    }
+}
+
+impl fmt::Display for Statement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
 
 /// A role as far as setup goes.
 #[derive(Clone, Debug)]
@@ -22,6 +48,8 @@ pub struct Role {
     pub name: String,
     /// Is it there, and may it log in and replicate?
     pub state: RoleState,
+    /// Amazon's servers give no REPLICATION; there the role becomes a member of this one.
+    pub by_membership: bool,
 }
 
 /// What the catalog says of a role.
@@ -37,152 +65,124 @@ pub enum RoleState {
     Ours,
 }
 
+/// Which changes of the database were decided on.
+pub struct Decided<'a> {
+    /// Identities.
+    pub changes: &'a [Change<'a>],
+    /// What they cost.
+    pub costs: &'a Costs,
+    /// With `--prefer wal`: what could be in an index.
+    pub indexable: Option<&'a Indexable>,
+}
+
 /// Statements, in order, so that `rules` work; or why some table cannot be published without harm, a sentence each.
-pub fn apply(rules: &Rules, catalog: &Catalog, publication: &str, role: &Role) -> Result<Vec<String>, Vec<String>> {
-    let refusals = refusals(rules, catalog);
+pub fn apply(rules: &Rules, catalog: &Catalog, decided: &Decided, role: &Role) -> Result<Vec<Statement>, Vec<String>> {
+    let refusals = harm::refusals(rules, catalog, decided.changes);
     if !refusals.is_empty() {
         return Err(refusals);
     }
     let mut statements = role_statements(role);
-    let name = identifier(publication);
+    let (wanted, name) = (publishing::divide(rules, catalog), identifier(&catalog.publication.name));
+    let lists = lists::choose(rules, catalog, decided.changes, decided.indexable.is_some());
     // The previous identities are written down first, then changed, then the tables are published: an interruption leaves
     // neither an identity that nobody remembers nor a published table whose updates fail.
-    if !catalog.publication {
+    if !catalog.publication.exists {
         let generated = if catalog.version >= 180_000 { ", publish_generated_columns = stored" } else { "" };
-        statements.push(PUBLICATION.replace("{publication}", &name).replace("{generated}", generated));
+        statements.push(Statement::new(PUBLICATION.replace("{publication}", &name).replace("{generated}", generated)));
     }
-    let changes = identity_changes(rules, catalog);
-    let ours = !catalog.publication || is_ours(catalog.comment.as_deref());
+    if !catalog.inserts.exists && !wanted.inserts.is_empty() {
+        let name = identifier(&catalog.inserts.name);
+        statements.push(Statement::new(INSERTS.replace("{publication}", &name)));
+        statements.push(Statement::new(format!("COMMENT ON PUBLICATION {name} IS '{MARK}inserts';")));
+    }
+    let ours = !catalog.publication.exists || is_ours(catalog.publication.comment.as_deref());
     if ours && !catalog.sends_generated {
-        statements.push(format!(
+        statements.push(Statement::new(format!(
             "-- PostgreSQL 18 refuses UPDATE and DELETE of a whole old row whose stored generated columns are not published.\nALTER PUBLICATION {name} SET (publish_generated_columns = stored);"
-        ));
+        )));
     }
     if ours {
-        let mut remembered = remembered(catalog);
-        for member in &changes {
-            remembered.entry(member.table.sql()).or_insert_with(|| identity_of(member));
-        }
-        let comment = format!("{MARK}{}", serde_json::to_string(&remembered).unwrap_or_default());
-        if catalog.comment.as_ref() != Some(&comment) {
-            let comment = literal(&comment);
-            statements.push(format!(
-                "-- Marks the publication as made by setup, and remembers identities for `setup --remove`.\nCOMMENT ON PUBLICATION {name} IS {};",
-                comment.trim()
-            ));
-        }
+        statements.extend(remember(catalog, decided.changes));
     }
-    for member in changes {
-        let cost = match ours {
-            true => "each UPDATE and DELETE then logs the whole old row",
-            false => {
-                "each UPDATE and DELETE then logs the whole old row. `--remove` does not undo it: the publication was not made by setup"
-            }
-        };
-        statements.push(IDENTITY.replace("{table}", &member.table.sql()).replace("{cost}", cost));
-    }
-    statements.extend(publish(catalog, &name));
-    Ok(statements.into_iter().map(|statement| statement.trim_end().to_owned()).collect())
+    statements.extend(publishing::widen(catalog, &lists));
+    decided.changes.iter().for_each(|change| statements.extend(change_identity(change, decided, ours)));
+    statements.extend(publishing::publish(catalog, &wanted, &lists));
+    Ok(statements)
 }
 
-fn role_statements(role: &Role) -> Vec<String> {
+fn remember(catalog: &Catalog, changes: &[Change]) -> Option<Statement> {
+    let mut remembered = remembered(catalog);
+    for Change { member, .. } in changes {
+        remembered.entry(member.table.sql()).or_insert_with(|| identity_of(member));
+    }
+    let comment = format!("{MARK}{}", serde_json::to_string(&remembered).unwrap_or_default());
+    (catalog.publication.comment.as_ref() != Some(&comment)).then(|| {
+        Statement::new(format!(
+            "-- Marks the publication as made by setup, and remembers identities for `setup --remove`.\nCOMMENT ON PUBLICATION {} IS {};",
+            identifier(&catalog.publication.name),
+            literal(&comment).trim()
+        ))
+    })
+}
+
+/// The identity, with its index: made beside the writers, taken into use, and only then its predecessor dropped.
+fn change_identity(change: &Change, decided: &Decided, ours: bool) -> Vec<Statement> {
+    let (table, cost) = (change.member.table.sql(), decided.costs.get(&change.member.table));
+    let forgotten = match ours {
+        true => "",
+        false => ". `--remove` does not undo it: the publication was not made by setup",
+    };
+    let Identity::Index { name, columns } = &change.to else {
+        let because = change.because.as_ref().map(|reason| format!("-- No index can do: {reason}.\n"));
+        let cost = format!("{}{forgotten}", Cost::of_full(cost));
+        let text = IDENTITY.replace("{table}", &table).replace("{cost}", &cost);
+        return vec![Statement::new(because.unwrap_or_default() + &text)];
+    };
+    let schema = identifier(&change.member.table.schema);
+    let made = decided.indexable.and_then(|indexable| indexable.get(&change.member.oid)).map(|found| &found.made);
+    let made = made.map(Vec::as_slice).unwrap_or_default();
+    let drop = |name: &str| format!("DROP INDEX CONCURRENTLY IF EXISTS {schema}.{};", identifier(name));
+    let mut statements = Vec::new();
+    let known = made.iter().find(|index| index.name == *name);
+    if known.is_some_and(|index| !index.valid) {
+        statements.push(Statement::new(format!("-- An index that was begun and not finished.\n{}", drop(name))));
+    }
+    if !known.is_some_and(|index| index.valid) {
+        let columns: Vec<String> = columns.iter().map(|column| identifier(column)).collect();
+        let text = format!(
+            "-- Beside the writers; it waits for the transactions that are running.\nCREATE UNIQUE INDEX CONCURRENTLY {} ON {table} ({});",
+            identifier(name),
+            columns.join(", ")
+        );
+        statements.push(Statement { text, clear: Some(drop(name)) });
+    }
+    let text = INDEX.replace("{table}", &table).replace("{index}", &identifier(name));
+    let cost = format!("{}{forgotten}", Cost::of_index(cost));
+    statements.push(Statement::new(text.replace("{cost}", &cost)));
+    let former = made.iter().filter(|index| index.name != *name);
+    statements
+        .extend(former.map(|index| Statement::new(format!("-- Replaced by the one above.\n{}", drop(&index.name)))));
+    statements
+}
+
+fn role_statements(role: &Role) -> Vec<Statement> {
     let name = identifier(&role.name);
+    let replication = match role.by_membership {
+        true => format!("ALTER ROLE {name} LOGIN;\nGRANT rds_replication TO {name};"),
+        false => format!("ALTER ROLE {name} LOGIN REPLICATION;"),
+    };
     match role.state {
-        RoleState::Missing => vec![
-            ROLE.replace("{role}", &name),
-            format!("COMMENT ON ROLE {name} IS {};", literal(&format!("{MARK}role")).trim()),
-        ],
-        RoleState::Unfit => vec![format!("-- What the daemon logs in with.\nALTER ROLE {name} LOGIN REPLICATION;")],
+        RoleState::Missing => {
+            let mut create = ROLE.replace("{role}", &name);
+            if role.by_membership {
+                create = create.replace(" LOGIN REPLICATION;", &format!(" LOGIN;\nGRANT rds_replication TO {name};"));
+            }
+            let comment = format!("COMMENT ON ROLE {name} IS {};", literal(&format!("{MARK}role")).trim());
+            vec![Statement::new(create), Statement::new(comment)]
+        }
+        RoleState::Unfit => vec![Statement::new(format!("-- What the daemon logs in with.\n{replication}"))],
         RoleState::Fit | RoleState::Ours => Vec::new(),
     }
-}
-
-/// The members whose identity does not send what their rules need.
-fn identity_changes<'a>(rules: &Rules, catalog: &'a Catalog) -> Vec<&'a Member> {
-    let mut changes: Vec<&Member> = Vec::new();
-    for (table, found) in &catalog.tables {
-        let needed = verify::old_columns(rules, table, found);
-        changes.extend(found.members.iter().filter(|member| {
-            let sent = needed.iter().all(|column| member.key.iter().any(|key| key == column));
-            member.identity != 'f' && (member.key.is_empty() || !sent)
-        }));
-    }
-    changes.sort_by(|a, b| a.table.cmp(&b.table));
-    changes.dedup_by(|a, b| a.table == b.table);
-    changes
-}
-
-/// Adds the tables of the rules to the publication; takes those out that no rule names any more, if the publication is ours.
-fn publish(catalog: &Catalog, name: &str) -> Vec<String> {
-    if catalog.covers_all {
-        return Vec::new();
-    }
-    let wanted: Vec<(&TableName, &Table)> =
-        catalog.names().into_iter().filter_map(|table| Some((table, catalog.tables.get(table)?))).collect();
-    let mut missing: Vec<String> = Vec::new();
-    for (table, found) in &wanted {
-        if is_covered(table, found, catalog) {
-            continue;
-        }
-        if found.kind == 'p' {
-            missing.push(table.sql());
-            continue;
-        }
-        // Without ONLY, children that are published already would be an error.
-        let only = if found.members.len() > 1 { "ONLY " } else { "" };
-        let members = found.members.iter().filter(|member| !member.published);
-        missing.extend(members.map(|member| format!("{only}{}", member.table.sql())));
-    }
-    let belongs = |table: &TableName| {
-        wanted.iter().any(|(root, found)| *root == table || found.members.iter().any(|member| member.table == *table))
-    };
-    let extra: Vec<String> = catalog.published.iter().filter(|table| !belongs(table)).map(TableName::sql).collect();
-    let mut statements = Vec::new();
-    missing.dedup();
-    if !missing.is_empty() {
-        statements.push(format!(
-            "-- Open transactions are not waited for: what they changed before this is not sent.\nALTER PUBLICATION {name} ADD TABLE {};",
-            missing.join(", ")
-        ));
-    }
-    if !extra.is_empty() && is_ours(catalog.comment.as_deref()) {
-        statements.push(format!(
-            "-- No rule names these any more.\nALTER PUBLICATION {name} DROP TABLE {};",
-            extra.join(", ")
-        ));
-    }
-    statements
-}
-
-/// Statements, in order, that take away what setup made: slot, publication and identities, role.
-pub fn remove(catalog: &Catalog, publication: &str, slot: Option<&str>, role: &Role) -> Vec<String> {
-    let mut statements = Vec::new();
-    if let Some(slot) = slot {
-        statements.push(format!(
-            "-- The slot holds back WAL as long as it is there.\nSELECT pg_drop_replication_slot({});",
-            literal(slot).trim()
-        ));
-    }
-    if catalog.publication && is_ours(catalog.comment.as_deref()) {
-        // One transaction: the publication is the memory of the identities, and a table without one must not stay published.
-        let mut block = format!(
-            "-- Identities become what they were before `setup`.\nDROP PUBLICATION {};",
-            identifier(publication)
-        );
-        for (table, identity) in remembered(catalog) {
-            let previous = match identity.split_once(' ') {
-                Some(("i", index)) => format!("USING INDEX {}", identifier(index)),
-                _ if identity == "n" => "NOTHING".to_owned(),
-                _ => "DEFAULT".to_owned(),
-            };
-            block.push_str(&format!("\nALTER TABLE IF EXISTS {table} REPLICA IDENTITY {previous};"));
-        }
-        statements.push(block);
-    }
-    if role.state == RoleState::Ours {
-        statements.push(format!("DROP ROLE {};", identifier(&role.name)));
-    }
-    statements
 }
 
 /// `d`, `n`, or `i` with the index.
@@ -194,54 +194,12 @@ fn identity_of(member: &Member) -> String {
 }
 
 /// Identities that an earlier run has changed, by quoted table name, from the publication's comment.
-fn remembered(catalog: &Catalog) -> BTreeMap<String, String> {
-    let comment = catalog.comment.as_deref().and_then(|comment| comment.strip_prefix(MARK));
+pub fn remembered(catalog: &Catalog) -> BTreeMap<String, String> {
+    let comment = catalog.publication.comment.as_deref().and_then(|comment| comment.strip_prefix(MARK));
     comment.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default()
 }
 
 /// Is this a comment of setup's?
 pub fn is_ours(comment: Option<&str>) -> bool {
     comment.is_some_and(|comment| comment.starts_with(MARK))
-}
-
-/// Tables that would lose writes once they are published.
-fn refusals(rules: &Rules, catalog: &Catalog) -> Vec<String> {
-    let mut refusals = Vec::new();
-    let changes = identity_changes(rules, catalog);
-    for table in catalog.names() {
-        let Some(found) = catalog.tables.get(table) else { continue };
-        if found.kind == 'p' && !found.has_primary_key {
-            refusals.push(format!(
-                "{table} is partitioned and has no primary key: a new partition would have no replica identity, and every UPDATE of it would fail once it is published. Add a primary key to {table}."
-            ));
-        }
-        for member in &found.members {
-            let full = member.identity == 'f' || changes.iter().any(|change| change.table == member.table);
-            let sends_generated = catalog.sends_generated || is_ours(catalog.comment.as_deref());
-            refusals.extend(member_refusal(member, full, catalog.version, sends_generated));
-        }
-    }
-    refusals
-}
-
-fn member_refusal(member: &Member, full: bool, version: u32, sends_generated: bool) -> Option<String> {
-    let table = &member.table;
-    if full && member.column_list {
-        return Some(format!(
-            "{table} has a column list in a publication: with REPLICA IDENTITY FULL every UPDATE and DELETE of it would fail. Take the column list out, or use only columns of the primary key in its tags."
-        ));
-    }
-    if version < 180_000 {
-        return None;
-    }
-    if full && (member.virtual_columns || (member.stored_columns && !sends_generated)) {
-        return Some(format!(
-            "{table} has generated columns that are not published: on PostgreSQL 18 and later REPLICA IDENTITY FULL makes every UPDATE and DELETE of it fail once it is published. Make them STORED and publish them (publish_generated_columns = stored), or use only columns of the primary key in its tags."
-        ));
-    }
-    (!full && member.key_generated).then(|| {
-        format!(
-            "the replica identity of {table} has a generated column: on PostgreSQL 18 and later every UPDATE and DELETE of it fails once it is published. Choose another primary key or identity index."
-        )
-    })
 }

@@ -15,9 +15,7 @@ use crate::source::session::identifier;
 pub fn tables(rules: &Rules, catalog: &Catalog, publication: &str) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
     let (mut refused, mut told) = (Vec::new(), Vec::new());
     if let Some(rule) = rules.rules.first() {
-        refused.extend(catalog.omissions.iter().map(|omission| {
-            rule.place.error("publication", format!("the publication \"{publication}\" leaves changes out: {omission}"))
-        }));
+        refused.extend(catalog.omissions.iter().map(|omission| rule.place.error("publication", omission.clone())));
     }
     for rule in &rules.rules {
         let matching = rule.tables.among(catalog.tables.keys());
@@ -32,7 +30,7 @@ pub fn tables(rules: &Rules, catalog: &Catalog, publication: &str) -> (Vec<Diagn
                 continue;
             };
             refused.extend(of_rule(rule, &name, table));
-            if catalog.publication && !is_covered(&name, table, catalog) {
+            if catalog.publication.exists && !is_covered(&name, table, catalog, rules) {
                 let message = format!("{name} is not in the publication \"{publication}\": its changes are not seen");
                 let publication = identifier(publication);
                 let sql = name.sql();
@@ -44,16 +42,25 @@ pub fn tables(rules: &Rules, catalog: &Catalog, publication: &str) -> (Vec<Diagn
     (refused, told)
 }
 
-/// Does the publication send every change of the table? A partitioned root without partitions counts by itself.
-pub fn is_covered(name: &TableName, table: &Table, catalog: &Catalog) -> bool {
-    let root = catalog.covers_all || (table.kind == 'p' && catalog.published.contains(name));
-    root || (!table.members.is_empty() && table.members.iter().all(|member| member.published))
+/// Do the publications send every change of the table that its rules listen to? A partitioned root without partitions counts by
+/// itself.
+pub fn is_covered(name: &TableName, table: &Table, catalog: &Catalog, rules: &Rules) -> bool {
+    let enough = |whole: bool, inserted: &dyn Fn() -> bool| whole || (inserted() && only_inserts(rules, name));
+    let root = enough(catalog.publication.tables.contains(name), &|| catalog.inserts.tables.contains(name));
+    let member = |member: &Member| enough(member.published, &|| member.inserted);
+    catalog.covers_all || (table.kind == 'p' && root) || (!table.members.is_empty() && table.members.iter().all(member))
+}
+
+/// Do the rules of a table listen to neither updates nor deletes?
+pub fn only_inserts(rules: &Rules, name: &TableName) -> bool {
+    let changes = |tag: &Tag| tag.events.contains(Event::Update) || tag.events.contains(Event::Delete);
+    !rules.of_table(name).any(|rule| rule.tags.iter().any(changes))
 }
 
 /// Does every change of the table arrive, rows and kinds alike? What did not must be made up for once it does.
-pub fn sends_all(name: &TableName, table: &Table, catalog: &Catalog) -> bool {
+pub fn sends_all(name: &TableName, table: &Table, catalog: &Catalog, rules: &Rules) -> bool {
     let whole = |member: &Member| member.persistence == 'p' && !member.row_filter;
-    is_covered(name, table, catalog) && catalog.omissions.is_empty() && table.members.iter().all(whole)
+    is_covered(name, table, catalog, rules) && catalog.omissions.is_empty() && table.members.iter().all(whole)
 }
 
 fn of_rule(rule: &Rule, name: &TableName, table: &Table) -> Vec<Diagnostic> {
@@ -73,7 +80,9 @@ fn of_rule(rule: &Rule, name: &TableName, table: &Table) -> Vec<Diagnostic> {
         problems.push(rule.place.error("publication", message).help("publish the table without a row filter"));
     }
     for tag in &rule.tags {
-        columns_of(rule, tag, |place, column| problems.extend(missing(&place, column, name, table)));
+        columns_of(rule, tag, |place, column| {
+            problems.extend(missing(&place, column, name, table).or_else(|| unlisted(&place, column, name, table)));
+        });
         problems.extend(
             tag.template.columns().filter_map(|(column, placeholder)| path_misfit(tag, column, placeholder, table)),
         );
@@ -117,6 +126,14 @@ fn missing(place: &Place, column: &str, name: &TableName, table: &Table) -> Opti
         false => format!("{name} has no column `{column}`"),
     };
     Some(place.error("unknown-column", message).suggest(column, known))
+}
+
+/// A column that the publication's column list leaves out.
+fn unlisted(place: &Place, column: &str, name: &TableName, table: &Table) -> Option<Diagnostic> {
+    let leaves_out = |list: &Vec<String>| !list.iter().any(|listed| listed == column);
+    table.members.iter().find(|member| member.listed.as_ref().is_some_and(leaves_out))?;
+    let message = format!("the publication sends only some columns of {name}, and not `{column}`");
+    Some(place.error("column-list", message).help("`waltag setup --apply` publishes what the rules need"))
 }
 
 /// `<labels[]>` of no array, `<a.b>` of no json.
@@ -196,6 +213,22 @@ fn old_columns_of(rule: &Rule, tag: &Tag, table: &Table) -> BTreeSet<String> {
 pub fn old_columns(rules: &Rules, name: &TableName, table: &Table) -> BTreeSet<String> {
     let required = rules.of_table(name).filter(|rule| rule.old == Old::Require);
     required.flat_map(|rule| rule.tags.iter().flat_map(|tag| old_columns_of(rule, tag, table))).collect()
+}
+
+/// Every column of a table that its rules look at; nothing if they compare all of them.
+pub fn columns(rules: &Rules, name: &TableName) -> Option<BTreeSet<String>> {
+    let mut named = BTreeSet::new();
+    for rule in rules.of_table(name) {
+        for tag in &rule.tags {
+            if tag.changes.iter().any(|changes| !changes.only) {
+                return None;
+            }
+            columns_of(rule, tag, |_, column| {
+                named.insert(column.to_owned());
+            });
+        }
+    }
+    Some(named)
 }
 
 fn list(tables: &[&TableName]) -> String {

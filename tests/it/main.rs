@@ -17,6 +17,8 @@ mod operators;
 mod outages;
 mod reload;
 mod server_settings;
+mod setup;
+mod setup_wal;
 mod shutdown;
 mod support;
 mod systemd;

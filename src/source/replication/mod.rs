@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::dsn::Dsn;
 use super::endpoint::Endpoint;
 use super::lsn::Lsn;
-use super::session::{PINNED, Session, UNLIMITED, literal};
+use super::session::{PINNED, Session, UNLIMITED, identifier, literal};
 use connection::Connection;
 use error::{Error, Kind};
 use slot::Names;
@@ -34,6 +34,8 @@ pub struct Source {
     pub place: String,
     /// The slot that it reads.
     pub slot: String,
+    /// The publication of inserts is streamed, too.
+    pub inserts: bool,
 }
 
 /// Which slot is read.
@@ -103,7 +105,7 @@ async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration, whi
         }
         Which::Copy => slot::copy(&mut connection, &names.slot, &place).await?,
     };
-    Ok(Source { session, connection, server, place, slot })
+    Ok(Source { session, connection, server, place, slot, inserts: false })
 }
 
 /// A name with several addresses, or a proxy during a switchover, can lead to two servers; the fence would then ask one
@@ -132,12 +134,21 @@ fn replication_refused(place: &str, error: &connection::Error) -> Error {
 }
 
 impl Source {
-    /// START_REPLICATION at 0/0: the server goes on from the position that was confirmed last.
+    /// START_REPLICATION at 0/0: the server goes on from the position that was confirmed last. The publication of inserts is
+    /// streamed if it is there.
     pub async fn start(&mut self, names: &Names) -> Result<(), Error> {
-        let publications = format!("\"{}\"", names.publication.replace('"', "\"\""));
+        let inserts = slot::inserts_of(&names.publication);
+        let query = format!("SELECT 1 FROM pg_publication WHERE pubname = {}", literal(&inserts));
+        let found = self.session.value(&query).await;
+        let found = found.map_err(|error| Error::session("looking for the publications", &self.place, &error))?;
+        self.inserts = found.is_some();
+        let mut publications = identifier(&names.publication);
+        if self.inserts {
+            publications = format!("{publications},{}", identifier(&inserts));
+        }
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {})",
-            super::session::identifier(&self.slot),
+            identifier(&self.slot),
             literal(&publications).trim()
         );
         let started = self.connection.start_replication(&command).await;

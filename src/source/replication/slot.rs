@@ -1,6 +1,7 @@
 //! The replication slot, and everything about the server that must hold before the stream starts.
 
 use crate::exit::Exit;
+use crate::source::lsn::Lsn;
 use crate::source::session::{self, Session, Sql, identifier, literal};
 use crate::source::visibility::names_synchronous_standby;
 
@@ -14,6 +15,13 @@ pub struct Names {
     pub slot: String,
     /// The publication.
     pub publication: String,
+}
+
+/// Name of the second publication, for tables whose rows nothing identifies: it sends what is inserted and truncated, and lets them
+/// change their rows. `<publication>_insert`, within the 63 bytes of a name.
+pub fn inserts_of(publication: &str) -> String {
+    let fits = (0..=publication.len().min(63 - "_insert".len())).rev().find(|end| publication.is_char_boundary(*end));
+    format!("{}_insert", publication.get(..fits.unwrap_or_default()).unwrap_or_default())
 }
 
 /// Refuses a server from which waltag must not or cannot stream. `place` is for messages.
@@ -74,6 +82,8 @@ pub struct State {
     pub unconfirmed: i64,
     /// Bytes of WAL that the server keeps for the slot: a transaction that runs for long holds it, too.
     pub retained: i64,
+    /// The end of what is committed.
+    pub end: Lsn,
 }
 
 impl State {
@@ -81,13 +91,18 @@ impl State {
     pub async fn read(sql: &Sql, slot: &str) -> Result<Option<State>, session::Error> {
         let query = format!(
             "SELECT coalesce(wal_status, ''), pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::int8, \
-             pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots WHERE slot_name = {}",
+             pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8, pg_current_wal_flush_lsn()::text FROM pg_replication_slots WHERE slot_name = {}",
             literal(slot)
         );
         let rows = sql.rows(&query).await?;
         Ok(rows.first().map(|row| {
             let number = |index: usize| row.get(index).and_then(|text| text.parse().ok()).unwrap_or_default();
-            State { wal_status: row.get(0).unwrap_or_default().into(), unconfirmed: number(1), retained: number(2) }
+            State {
+                wal_status: row.get(0).unwrap_or_default().into(),
+                unconfirmed: number(1),
+                retained: number(2),
+                end: row.get(3).and_then(|text| text.parse().ok()).unwrap_or_default(),
+            }
         }))
     }
 }

@@ -1,0 +1,115 @@
+//! The way back: slot, publications and identities, indexes, role; as far as setup made them.
+
+use std::collections::HashSet;
+
+use super::catalog::Catalog;
+use super::identity::INDEX_PREFIX;
+use super::statements::{Role, RoleState, Statement, is_ours, remembered};
+use crate::source::session::{Error, Sql, identifier, literal};
+
+/// What only the way back needs to know.
+#[derive(Debug, Default)]
+pub struct Remains {
+    /// The slot, if it is there.
+    pub slot: Option<String>,
+    /// Tables, as SQL, that another publication sends the updates of and that nothing would identify as they were before.
+    pub still_published: HashSet<String>,
+    /// Indexes that setup made, as SQL, with their tables.
+    pub indexes: Vec<(String, String)>,
+}
+
+impl Remains {
+    /// Reads it.
+    pub async fn read(session: &Sql, catalog: &Catalog, slot: &str) -> Result<Remains, Error> {
+        let query = format!("SELECT 1 FROM pg_replication_slots WHERE slot_name = {}", literal(slot));
+        let mut remains = Remains { slot: session.value(&query).await?.map(|_| slot.to_owned()), ..Remains::default() };
+        for (table, previous) in remembered(catalog) {
+            let query = still_published(&table, &previous, catalog);
+            if session.value(&query).await?.as_deref() == Some("t") {
+                remains.still_published.insert(table);
+            }
+        }
+        let query = format!(
+            "SELECT quote_ident(n.nspname) || '.' || quote_ident(k.relname), n.nspname, c.relname FROM pg_index i \
+             JOIN pg_class k ON k.oid = i.indexrelid JOIN pg_class c ON c.oid = i.indrelid \
+             JOIN pg_namespace n ON n.oid = k.relnamespace WHERE starts_with(k.relname, '{INDEX_PREFIX}') ORDER BY 1"
+        );
+        for row in session.rows(&query).await? {
+            let field = |index: usize| row.get(index).unwrap_or_default();
+            let table = format!("{}.{}", identifier(field(1)), identifier(field(2)));
+            remains.indexes.push((field(0).to_owned(), table));
+        }
+        Ok(remains)
+    }
+}
+
+/// Would an UPDATE of the table fail with its previous identity, because another publication sends it?
+fn still_published(table: &str, previous: &str, catalog: &Catalog) -> String {
+    let ours = format!("{}, {}", literal(&catalog.publication.name), literal(&catalog.inserts.name));
+    let by_schema = match catalog.version {
+        150_000.. => {
+            "OR EXISTS (SELECT FROM pg_publication_namespace pn WHERE pn.pnpubid = p.oid AND pn.pnnspid = c.relnamespace)"
+        }
+        _ => "",
+    };
+    let identified = match previous {
+        "n" => "false",
+        "d" => "EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)",
+        _ => "true",
+    };
+    format!(
+        "SELECT NOT {identified} AND EXISTS (SELECT FROM pg_publication p WHERE (p.pubupdate OR p.pubdelete) AND p.pubname NOT IN ({ours}) \
+         AND (p.puballtables {by_schema} OR EXISTS (SELECT FROM pg_publication_rel pr WHERE pr.prpubid = p.oid \
+           AND (pr.prrelid = c.oid OR pr.prrelid IN (SELECT pg_partition_ancestors(c.oid)))))) \
+         FROM pg_class c WHERE c.oid = to_regclass({})",
+        literal(table)
+    )
+}
+
+/// Statements, in order, that take away what setup made.
+pub fn remove(catalog: &Catalog, remains: &Remains, role: &Role) -> Vec<Statement> {
+    let mut statements = Vec::new();
+    if let Some(slot) = &remains.slot {
+        statements.push(Statement::new(format!(
+            "-- The slot holds back WAL as long as it is there.\nSELECT pg_drop_replication_slot({});",
+            literal(slot).trim()
+        )));
+    }
+    if catalog.inserts.exists && is_ours(catalog.inserts.comment.as_deref()) {
+        statements.push(Statement::new(format!("DROP PUBLICATION {};", identifier(&catalog.inserts.name))));
+    }
+    if catalog.publication.exists && is_ours(catalog.publication.comment.as_deref()) {
+        statements.push(restore(catalog, remains));
+    }
+    for (index, table) in &remains.indexes {
+        if remains.still_published.contains(table) {
+            continue;
+        }
+        statements.push(Statement::new(format!("DROP INDEX CONCURRENTLY IF EXISTS {index};")));
+    }
+    if role.state == RoleState::Ours {
+        statements.push(Statement::new(format!("DROP ROLE {};", identifier(&role.name))));
+    }
+    statements
+}
+
+/// One transaction: the publication is the memory of the identities, and a table without one must not stay published.
+fn restore(catalog: &Catalog, remains: &Remains) -> Statement {
+    let name = identifier(&catalog.publication.name);
+    let mut block = format!("-- Identities become what they were before `setup`.\nDROP PUBLICATION {name};");
+    for (table, identity) in remembered(catalog) {
+        if remains.still_published.contains(&table) {
+            block.push_str(&format!(
+                "\n-- {table} keeps its identity: another publication sends it, and its UPDATE would fail without one."
+            ));
+            continue;
+        }
+        let previous = match identity.split_once(' ') {
+            Some(("i", index)) => format!("USING INDEX {}", identifier(index)),
+            _ if identity == "n" => "NOTHING".to_owned(),
+            _ => "DEFAULT".to_owned(),
+        };
+        block.push_str(&format!("\nALTER TABLE IF EXISTS {table} REPLICA IDENTITY {previous};"));
+    }
+    Statement::new(block)
+}
