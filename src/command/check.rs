@@ -8,8 +8,22 @@ use crate::failure::Failure;
 use crate::rules::diagnostic::{self, Diagnostic, Severity};
 use crate::rules::{self, Rules};
 use crate::settings::{Environment, Settings, with_surroundings};
+use crate::setup::examples::{self, Example};
 use crate::setup::{catalog, verify};
+use crate::source::replication;
 use crate::source::replication::error::Error;
+
+/// Longest value that is shown whole.
+const SHOWN: usize = 60;
+
+/// What the database says.
+#[derive(Default)]
+struct Live {
+    problems: Vec<Diagnostic>,
+    /// What has no place in a rule file.
+    notes: Vec<String>,
+    examples: Vec<Example>,
+}
 
 /// Validates the rule files, and with `live` what the database makes of them. With `strict` a warning is an error.
 pub async fn check(
@@ -26,26 +40,16 @@ pub async fn check(
     };
     problems.extend(rules.warnings.iter().cloned());
     let wrong = problems.iter().any(|problem| problem.severity == Severity::Error);
-    let mut publication = true;
-    if live && !wrong {
-        let (session, endpoint) = session(settings).await?;
-        let read = catalog::read(&session, &rules, &settings.names.publication).await;
-        let catalog = read.map_err(|error| Error::session("reading the catalog", &endpoint.to_string(), &error))?;
-        let (refused, told) = verify::tables(&rules, &catalog, &settings.names.publication);
-        problems.extend(refused);
-        problems.extend(told);
-        publication = catalog.publication.exists;
-    }
+    let found = if live && !wrong { ask(settings, &rules).await? } else { Live::default() };
+    problems.extend(found.problems.iter().cloned());
     let (errors, warnings): (Vec<&Diagnostic>, Vec<&Diagnostic>) =
         problems.iter().partition(|problem| problem.severity == Severity::Error);
     if json {
-        print_json(&problems, &rules);
+        print_json(&problems, &found, &rules);
     } else {
         warnings.iter().for_each(|warning| show(format_args!("{warning}\n")));
-        if !publication {
-            let name = &settings.names.publication;
-            show(format_args!("the publication \"{name}\" does not exist yet: `waltag setup` prints the SQL\n"));
-        }
+        print_examples(&found.examples);
+        found.notes.iter().for_each(|note| show(format_args!("note: {note}\n")));
     }
     if !errors.is_empty() {
         let list = match json {
@@ -60,6 +64,59 @@ pub async fn check(
     match (strict, warnings.len()) {
         (true, 1..) => Err(Failure::new(Exit::Rules, format!("{} warnings, and --strict", warnings.len()))),
         _ => Ok(()),
+    }
+}
+
+/// Reads the catalog, a value of each column whose text differs between languages, and whether `run` would get its stream.
+async fn ask(settings: &Settings, rules: &Rules) -> Result<Live, Failure> {
+    let (session, endpoint) = session(settings).await?;
+    let failed = |error| Error::session("reading the catalog", &endpoint.to_string(), &error);
+    let catalog = catalog::read(&session, rules, &settings.names.publication).await.map_err(failed)?;
+    let (refused, told) = verify::tables(rules, &catalog, &settings.names.publication);
+    let mut live = Live { problems: refused, ..Live::default() };
+    live.problems.extend(told);
+    live.examples = examples::collect(&session, rules, &catalog).await.map_err(failed)?;
+    if !catalog.publication.exists {
+        let name = &settings.names.publication;
+        live.notes.push(format!("the publication \"{name}\" does not exist yet: `waltag setup` prints the SQL"));
+    }
+    if let Err(error) = replication::probe(&endpoint, &session, &settings.names).await {
+        live.notes.push(format!("with these settings `run` would get no stream: {error}"));
+    }
+    let kept = session.value("SELECT current_setting('max_slot_wal_keep_size')").await.map_err(failed)?;
+    if kept.as_deref() == Some("-1") {
+        live.notes.push(
+            "max_slot_wal_keep_size is -1: if waltag is gone for good, its slot keeps WAL until the disk is full"
+                .into(),
+        );
+    }
+    Ok(live)
+}
+
+/// A value that the application writes otherwise would stay cached without a word.
+fn print_examples(examples: &[Example]) {
+    if examples.is_empty() {
+        return;
+    }
+    show("Values that languages write differently, as they stand in tags. Does the application write the same?");
+    for example in examples {
+        let Example { place, cache, column, kind, .. } = example;
+        let from = example.value.as_deref().map_or("no value to show".into(), shortened);
+        let to = match (&example.value, &example.text) {
+            (None, _) => String::new(),
+            (_, Some(text)) => format!(" -> {}", shortened(text)),
+            (_, None) => " -> no tag".into(),
+        };
+        show(format_args!("  {place}  {cache}  {column} {kind}: {from}{to}"));
+    }
+    show("");
+}
+
+/// In backquotes, so that blanks are seen.
+fn shortened(text: &str) -> String {
+    match text.chars().count() {
+        0..=SHOWN => format!("`{text}`"),
+        more => format!("`{}...` ({more} characters)", text.chars().take(SHOWN).collect::<String>()),
     }
 }
 
@@ -78,8 +135,8 @@ fn summary(rules: &Rules, warnings: usize) {
     show(parts.join(", "));
 }
 
-/// One object: every problem with its place, and how much there is.
-fn print_json(problems: &[Diagnostic], rules: &Rules) {
+/// One object: every problem with its place, what the database says, and how much there is.
+fn print_json(problems: &[Diagnostic], live: &Live, rules: &Rules) {
     let problem = |problem: &Diagnostic| {
         json!({
             "severity": if problem.severity == Severity::Error { "error" } else { "warning" },
@@ -92,8 +149,21 @@ fn print_json(problems: &[Diagnostic], rules: &Rules) {
             "width": problem.place.width,
         })
     };
-    let list: Vec<_> = problems.iter().map(problem).collect();
-    show(
-        json!({"problems": list, "rules": rules.rules.len(), "caches": rules.caches.len(), "tests": rules.tests.len()}),
-    );
+    let example = |example: &Example| {
+        json!({
+            "file": example.place.path().display().to_string(),
+            "line": example.place.line,
+            "cache": example.cache,
+            "column": example.column,
+            "type": example.kind,
+            "value": example.value,
+            "text": example.text,
+        })
+    };
+    show(json!({
+        "problems": problems.iter().map(problem).collect::<Vec<_>>(),
+        "examples": live.examples.iter().map(example).collect::<Vec<_>>(),
+        "notes": live.notes,
+        "rules": rules.rules.len(), "caches": rules.caches.len(), "tests": rules.tests.len(),
+    }));
 }

@@ -17,7 +17,7 @@ use super::events::Event;
 use super::tables::TableName;
 use crate::tags::Stale;
 use entry::Entry;
-pub(crate) use writing::{constant, plain};
+pub(crate) use writing::{constant, plain, written};
 
 /// A column of the relation.
 #[derive(Clone, Debug, PartialEq, Eq)]

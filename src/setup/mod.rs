@@ -1,8 +1,9 @@
 //! What the rules need from the database: read ([`catalog`]), judged ([`verify`], [`harm`]), decided ([`identity`], [`lists`],
-//! with the price: [`cost`]), written as SQL ([`statements`], [`publishing`], [`removal`]).
+//! with the price: [`cost`]), written as SQL ([`statements`], [`publishing`], [`removal`]), shown ([`examples`]).
 
 pub mod catalog;
 pub mod cost;
+pub mod examples;
 mod harm;
 pub mod identity;
 mod lists;

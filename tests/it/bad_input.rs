@@ -133,7 +133,11 @@ async fn a_pooler_that_refuses_replication() {
         std::thread::yield_now();
     }
     let url = format!("postgres://waltag@127.0.0.1:{port}/shop");
-    let said = fail(world.waltag("waltag", &["run"]).env("WALTAG_DATABASE_URL", url), 78);
+    let said = fail(world.waltag("waltag", &["run"]).env("WALTAG_DATABASE_URL", &url), 78);
+    let noted = succeed(world.waltag("waltag", &["check", "--live"]).env("WALTAG_DATABASE_URL", &url));
+    assert!(
+        noted.contains("note: with these settings `run` would get no stream") && noted.contains("connection pooler")
+    );
     pooler.kill().unwrap();
     pooler.wait().unwrap();
     assert!(said.contains("connection pooler") && said.contains("PostgreSQL itself"), "{said}");

@@ -172,3 +172,34 @@ async fn init_writes_a_file_that_is_right() {
         succeed(&mut world.waltag("postgres", &["check", "--live"]));
     }
 }
+
+/// What the application must write, too: one value per placeholder and cache. And what stands in the way of a stream.
+#[tokio::test]
+async fn check_live_shows_values_and_what_is_in_the_way() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, b bool, n numeric, at timestamptz, s text, tags text[]);
+        INSERT INTO t VALUES (1, true, 1.50, '2026-11-22 03:04:05.6+00', 's', '{x,y}'); CREATE ROLE plain LOGIN";
+    let world = World::with("", schema).await;
+    world.setup(
+        r#"{version: 1, caches: {py: {url: "{redis}/0", dialect: keys, style: python}, pl: {url: "{redis}/1", dialect: keys}},
+            defaults: {caches: [py, pl]}, rules: [{table: t, tags: ["t:<id>:<s>:<b>:<n>:<at>", "g:<tags[]>"]}]}"#,
+    );
+    let said = succeed(&mut world.waltag("waltag", &["check", "--live"]));
+    assert!(said.contains("public.t.b bool: no value to show"), "the daemon's role may not read the table: {said}");
+    let said = succeed(&mut world.waltag("postgres", &["check", "--live"]));
+    for words in [
+        "py  public.t.b bool: `t` -> `True`",
+        "pl  public.t.b bool: `t` -> `true`",
+        "py  public.t.n numeric: `1.50` -> `1.50`",
+        "py  public.t.at timestamptz: `2026-11-22 03:04:05.6+00` -> `2026-11-22 03:04:05.600000+00:00`",
+        "pl  public.t.at timestamptz: `2026-11-22 03:04:05.6+00` -> `2026-11-22T03:04:05.6Z`",
+        "pl  public.t.tags _text: `{x,y}` -> `x`",
+        "note: max_slot_wal_keep_size is -1",
+    ] {
+        assert!(said.contains(words), "{words}\n{said}");
+    }
+    assert!(!said.contains("public.t.s") && !said.contains("public.t.id") && !said.contains("no stream"), "{said}");
+    let json: serde_json::Value =
+        serde_json::from_str(&succeed(&mut world.waltag("plain", &["check", "--live", "--json"]))).unwrap();
+    assert_eq!(json["examples"].as_array().unwrap().len(), 8);
+    assert!(json["notes"][0].as_str().unwrap().contains("LOGIN REPLICATION"), "{json}");
+}

@@ -1,8 +1,10 @@
 //! Rule files that change while the daemon runs.
 
+use std::os::unix::fs::symlink;
+
 use redis::aio::MultiplexedConnection;
 
-use crate::support::{Monitor, World, until};
+use crate::support::{Monitor, World, fail, until};
 
 /// One cache where the tag is the key; `rules` is the list.
 fn file(rules: &str) -> String {
@@ -330,4 +332,46 @@ async fn an_incomplete_publication_is_made_up_for() {
     sql.batch_execute("ALTER PUBLICATION waltag SET (publish = 'insert, update, delete, truncate')").await.unwrap();
     daemon.wait_for_count("resync complete", 2);
     assert_eq!(left(&mut cache).await, ["session:1"]);
+}
+
+/// A volume as Kubernetes mounts it, met in the middle of a swap: the link leads nowhere for a while. The rules before stay, and the
+/// new ones are taken once the link is there.
+#[tokio::test]
+async fn a_volume_that_is_half_swapped() {
+    let world = World::new().await;
+    world.setup(&file(&format!("{FIRST}, {SECOND}")));
+    let volume = world.directory.path().join("volume");
+    let version = |name: &str, rules: &str| {
+        std::fs::create_dir_all(volume.join(name)).unwrap();
+        let redis = format!("redis://127.0.0.1:{}", world.redis.port);
+        let text = file(rules).replace("dialect:", "repeat: [], dialect:").replace("{redis}", &redis);
+        std::fs::write(volume.join(name).join("r.yaml"), text).unwrap();
+    };
+    let swap = |name: &str| {
+        symlink(name, volume.join("..next")).unwrap();
+        std::fs::rename(volume.join("..next"), volume.join("..data")).unwrap();
+    };
+    version("..1", FIRST);
+    swap("..1");
+    symlink("..data/r.yaml", volume.join("r.yaml")).unwrap();
+    let path = volume.display().to_string();
+    let mut command = world.waltag("waltag", &["run", "--rules", &path]);
+    let daemon = world.start(command.env("STATE_DIRECTORY", world.directory.path()));
+    daemon.wait_for(" ready ");
+    daemon.wait_until_resynced();
+    let (sql, mut cache) = (world.sql().await, world.cache(0).await);
+    std::fs::remove_file(volume.join("..data")).unwrap();
+    let said = fail(&mut world.waltag("waltag", &["check", "--rules", &path]), 66);
+    assert!(said.contains("volume/r.yaml"), "{said}");
+    daemon.signal("HUP");
+    daemon.wait_for("the new rules are refused");
+    fill(&mut cache, &["a:1", "s:1"]).await;
+    sql.batch_execute("INSERT INTO first_model VALUES (1); INSERT INTO shop.second_model VALUES (1)").await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(left(&mut cache).await, ["s:1"]);
+    version("..2", SECOND);
+    swap("..2");
+    daemon.wait_for("rules reloaded");
+    // The new template has missed changes.
+    until("s:1 is stale", || async { left(&mut cache.clone()).await.is_empty() }).await;
 }

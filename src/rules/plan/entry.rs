@@ -328,9 +328,7 @@ fn bind(
                 let found = columns.iter().position(|column| column.name == *name);
                 let (index, column) = found.and_then(|at| Some((at, columns.get(at)?))).ok_or_else(|| name.clone())?;
                 within_key &= column.key;
-                let style = placeholder.style.unwrap_or(style);
-                let null = placeholder.style.and_then(Style::null);
-                let writing = Writing { type_oid: column.type_oid, style, null, filters: placeholder.filters.clone() };
+                let writing = Writing::of(placeholder, style, column.type_oid);
                 pieces.push(Piece::Column { index, path: path.clone(), writing });
             }
         }

@@ -41,7 +41,24 @@ pub(super) struct Writing {
     pub(super) filters: Vec<Filter>,
 }
 
+/// A value as a placeholder writes it in a cache of this style; `None` skips the tag.
+pub(crate) fn written<'a>(
+    placeholder: &Placeholder,
+    style: Style,
+    type_oid: u32,
+    text: Option<Cow<'a, str>>,
+) -> Option<Cow<'a, str>> {
+    Writing::of(placeholder, style, type_oid).write(type_oid, text)
+}
+
 impl Writing {
+    /// Of a placeholder, in a cache of this style.
+    pub(super) fn of(placeholder: &Placeholder, style: Style, type_oid: u32) -> Writing {
+        let null = placeholder.style.and_then(Style::null);
+        let filters = placeholder.filters.clone();
+        Writing { type_oid, style: placeholder.style.unwrap_or(style), null, filters }
+    }
+
     /// `None` skips the tag: NULL that neither the style nor a filter gives a text.
     pub(super) fn write<'a>(&self, type_oid: u32, value: Option<Cow<'a, str>>) -> Option<Cow<'a, str>> {
         let text = match value {

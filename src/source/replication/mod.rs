@@ -83,15 +83,7 @@ async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration, whi
     // A migration that holds a lock on a table of ours must not hold up the whole start.
     let limit = format!("SET lock_timeout = {}", lock_timeout.as_millis());
     session.execute(&limit).await.map_err(|error| Error::session("connecting", &place, &error))?;
-    let mut settings = PINNED.to_vec();
-    settings.extend([("wal_sender_timeout", WAL_SENDER_TIMEOUT), ("application_name", names.slot.as_str())]);
-    let connecting = Connection::open(endpoint, &settings);
-    let limit = endpoint.connect_timeout();
-    let connection = tokio::time::timeout(limit, connecting)
-        .await
-        .map_err(|_| Error::away(format!("{place} does not answer a replication connection within {limit:?}")))?;
-    let mut connection = connection.map_err(|error| replication_refused(&place, &error))?;
-    verify_same_server(&session, &mut connection, &place).await?;
+    let mut connection = connect(endpoint, &session, names, &place).await?;
     let identified = connection.query("IDENTIFY_SYSTEM").await;
     let identified = identified.map_err(|error| Error::stream("IDENTIFY_SYSTEM", &place, &error))?;
     let field = |index: usize| identified.first().and_then(|row| row.get(index)?.clone()).unwrap_or_default();
@@ -106,6 +98,29 @@ async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration, whi
         Which::Copy => slot::copy(&mut connection, &names.slot, &place).await?,
     };
     Ok(Source { session, connection, server, place, slot, inserts: false })
+}
+
+/// A replication connection beside a session, to the same server.
+async fn connect(endpoint: &Endpoint, session: &Session, names: &Names, place: &str) -> Result<Connection, Error> {
+    let mut settings = PINNED.to_vec();
+    settings.extend([("wal_sender_timeout", WAL_SENDER_TIMEOUT), ("application_name", names.slot.as_str())]);
+    let connecting = Connection::open(endpoint, &settings);
+    let limit = endpoint.connect_timeout();
+    let connection = tokio::time::timeout(limit, connecting)
+        .await
+        .map_err(|_| Error::away(format!("{place} does not answer a replication connection within {limit:?}")))?;
+    let mut connection = connection.map_err(|error| replication_refused(place, &error))?;
+    verify_same_server(session, &mut connection, place).await?;
+    Ok(connection)
+}
+
+/// Would `run` get its stream here? Nothing is made or taken.
+pub async fn probe(endpoint: &Endpoint, session: &Session, names: &Names) -> Result<(), Error> {
+    let place = endpoint.to_string();
+    slot::verify_server(session, names, &place).await?;
+    let mut connection = connect(endpoint, session, names, &place).await?;
+    let identified = connection.query("IDENTIFY_SYSTEM").await;
+    identified.map(drop).map_err(|error| Error::stream("IDENTIFY_SYSTEM", &place, &error))
 }
 
 /// A name with several addresses, or a proxy during a switchover, can lead to two servers; the fence would then ask one
