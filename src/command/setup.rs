@@ -90,7 +90,12 @@ async fn plan(
     };
     let changes = identity::changes(rules, &catalog, indexable.as_ref());
     let costs = cost::measure(session, &changes).await.map_err(failed)?;
-    let decided = Decided { changes: &changes, costs: &costs, indexable: indexable.as_ref() };
+    let decided = Decided {
+        changes: &changes,
+        costs: &costs,
+        indexable: indexable.as_ref(),
+        virtual_columns: catalog.version >= 180_000,
+    };
     let statements = statements::apply(rules, &catalog, &decided, &role);
     statements.map_err(|refusals| Failure::new(Exit::Rules, refusals.join("\n")))
 }

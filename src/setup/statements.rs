@@ -16,6 +16,9 @@ const PUBLICATION: &str = include_str!("../../migrations/publication.sql");
 const INSERTS: &str = include_str!("../../migrations/publication_insert.sql");
 const IDENTITY: &str = include_str!("../../migrations/identity.sql");
 const INDEX: &str = include_str!("../../migrations/identity_index.sql");
+/// What PostgreSQL 18 refuses with a whole old row.
+const LATER: &str =
+    ".\n-- What fails later: UPDATE and DELETE, once a migration adds a VIRTUAL generated column; make it STORED";
 /// Starts the comments by which `setup` knows its own: only what carries one is narrowed, dropped or restored.
 const MARK: &str = "waltag setup: ";
 
@@ -73,6 +76,8 @@ pub struct Decided<'a> {
     pub costs: &'a Costs,
     /// With `--prefer wal`: what could be in an index.
     pub indexable: Option<&'a Indexable>,
+    /// The server knows virtual generated columns (PostgreSQL 18).
+    pub virtual_columns: bool,
 }
 
 /// Statements, in order, so that `rules` work; or why some table cannot be published without harm, a sentence each.
@@ -134,7 +139,8 @@ fn change_identity(change: &Change, decided: &Decided, ours: bool) -> Vec<Statem
     };
     let Identity::Index { name, columns } = &change.to else {
         let because = change.because.as_ref().map(|reason| format!("-- No index can do: {reason}.\n"));
-        let cost = format!("{}{forgotten}", Cost::of_full(cost));
+        let later = if decided.virtual_columns { LATER } else { "" };
+        let cost = format!("{}{forgotten}{later}", Cost::of_full(cost));
         let text = IDENTITY.replace("{table}", &table).replace("{cost}", &cost);
         return vec![Statement::new(because.unwrap_or_default() + &text)];
     };

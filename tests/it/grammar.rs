@@ -79,6 +79,20 @@ async fn patterns_of_tables() {
     assert_eq!(stale(rules, change).await, ["posts:all", "tenant_1.invoice.1", "tenant_1.invoice.9"]);
 }
 
+/// A pattern means the root of a partitioned table, never a partition by its own name.
+#[tokio::test]
+async fn patterns_do_not_match_partitions() {
+    let schema = "CREATE TABLE orders (id int PRIMARY KEY) PARTITION BY RANGE (id);
+        CREATE TABLE orders_1 PARTITION OF orders FOR VALUES FROM (0) TO (10);
+        CREATE TABLE orders_2 PARTITION OF orders FOR VALUES FROM (10) TO (20)";
+    let world = World::with("", schema).await;
+    world.setup(
+        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [{tables: ["*"], tags: ["<@table>:<id>"]},
+            {tables: ["*", "!orders"], tags: ["other:<id>"]}, {table: orders_2, tags: ["second:<id>"]}]}"#,
+    );
+    assert_eq!(world.stale_after("INSERT INTO orders VALUES (5)").await, ["0 orders:5"]);
+}
+
 #[tokio::test]
 async fn many_tags_collapse_within_one_transaction() {
     let rules =

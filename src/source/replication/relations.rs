@@ -32,6 +32,8 @@ pub struct Relation {
 pub struct Relations {
     known: HashMap<u32, Relation>,
     ancestors: HashMap<u32, Vec<TableName>>,
+    /// Those of them that are partitions: patterns mean their roots.
+    partitions: HashSet<u32>,
     /// Base types of domains.
     types: HashMap<u32, u32>,
     /// Emptied since the catalog was looked at last.
@@ -84,7 +86,8 @@ fn ancestors(condition: &str) -> String {
         "WITH RECURSIVE tree(member, ancestor) AS (\
          SELECT inhrelid, inhparent FROM pg_inherits {condition} UNION \
          SELECT tree.member, i.inhparent FROM tree JOIN pg_inherits i ON i.inhrelid = tree.ancestor) \
-         SELECT member::oid::text, n.nspname, c.relname FROM tree \
+         SELECT member::oid::text, n.nspname, c.relname, \
+         (SELECT m.relispartition FROM pg_class m WHERE m.oid = member) FROM tree \
          JOIN pg_class c ON c.oid = tree.ancestor JOIN pg_namespace n ON n.oid = c.relnamespace"
     )
 }
@@ -105,6 +108,9 @@ impl Relations {
             let field = |index| row.get(index).unwrap_or_default().to_owned();
             let Ok(member) = field(0).parse() else { continue };
             let ancestor = TableName { schema: field(1), name: field(2) };
+            if row.get(3) == Some("t") {
+                self.partitions.insert(member);
+            }
             let known = self.ancestors.entry(member).or_default();
             if !known.contains(&ancestor) {
                 known.push(ancestor);
@@ -133,7 +139,9 @@ impl Relations {
     /// Compiles every plan again, by other rules.
     pub fn compile(&mut self, rules: &Rules) {
         for (oid, relation) in &mut self.known {
-            relation.plan = Plan::compile(rules, &tables(&relation.table, self.ancestors.get(oid)), &relation.columns);
+            let partition = self.partitions.contains(oid);
+            let tables = tables(&relation.table, partition, self.ancestors.get(oid), rules);
+            relation.plan = Plan::compile(rules, &tables, &relation.columns);
             relation.tell_unfit();
         }
     }
@@ -150,7 +158,9 @@ impl Relations {
             key: column.key || relation.identity == b'f',
         };
         let columns: Vec<Column> = relation.columns.iter().map(column).collect();
-        let plan = Plan::compile(rules, &tables(&table, self.ancestors.get(&relation.oid)), &columns);
+        let partition = self.partitions.contains(&relation.oid);
+        let tables = tables(&table, partition, self.ancestors.get(&relation.oid), rules);
+        let plan = Plan::compile(rules, &tables, &columns);
         if plan.is_empty() && plan.unfit.is_empty() && self.is_new(relation.oid) {
             tracing::warn!(%table, "published, but no rule names it: its changes make nothing stale. Was it a partition that was detached or dropped?");
         }
@@ -202,9 +212,12 @@ impl Relations {
     }
 }
 
-/// The tables whose rules a relation falls under: its own and its ancestors'.
-fn tables(own: &TableName, ancestors: Option<&Vec<TableName>>) -> Vec<TableName> {
-    std::iter::once(own).chain(ancestors.into_iter().flatten()).cloned().collect()
+/// The tables whose rules a relation falls under: its own and its ancestors'. A partition goes by its own name only where a rule
+/// names it: a pattern means its root.
+fn tables(own: &TableName, partition: bool, ancestors: Option<&Vec<TableName>>, rules: &Rules) -> Vec<TableName> {
+    let named = || rules.rules.iter().any(|rule| rule.tables.one() == Some(own));
+    let own = Some(own).filter(|_| !partition || named());
+    own.into_iter().chain(ancestors.into_iter().flatten()).cloned().collect()
 }
 
 impl Relation {
