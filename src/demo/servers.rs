@@ -75,9 +75,20 @@ impl Postgres {
             }
             None => Postgres::initialize(&server.data())?,
         }
-        server.configure(settings)?;
-        server.launch()?;
-        Ok(server)
+        loop {
+            server.configure(settings)?;
+            match server.launch() {
+                // Another program took the port between our look and the start.
+                Err(Error::Failed(_, log)) if log.contains("could not bind") && server.forget_log() => {
+                    server.port = free_port()?;
+                }
+                launched => return launched.map(|()| server),
+            }
+        }
+    }
+
+    fn forget_log(&self) -> bool {
+        fs::remove_file(self.directory.path().join("postgres.log")).is_ok()
     }
 
     /// initdb with superuser `postgres` and trust for local connections.

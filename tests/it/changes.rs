@@ -149,17 +149,13 @@ async fn partitions_their_moves_and_detached_ones() {
                   INSERT INTO events VALUES (5, '2026-03-05', 'e');;
                   TRUNCATE events_2";
     let stale = world.stale_after(change).await;
-    let owed = [
-        "0 events",
-        "0 events:1",
-        "0 events:2",
-        "0 events:5",
-        "0 kind:a",
-        "0 kind:b",
-        "0 kind:e",
-        "0 kind:x",
-        "0 kind:y",
-    ];
+    let mut owed = vec!["0 events", "0 events:1", "0 events:2", "0 events:5"];
+    owed.extend(["0 kind:a", "0 kind:b", "0 kind:e", "0 kind:x", "0 kind:y"]);
+    if world.version().await < 15 {
+        // 14 goes on sending what was detached, as long as the stream lasts.
+        owed.extend(["0 events:4", "0 kind:d"]);
+        owed.sort_unstable();
+    }
     assert_eq!(stale, owed);
 }
 

@@ -168,6 +168,12 @@ impl World {
         stale
     }
 
+    /// The server's version: 15, for example.
+    pub async fn version(&self) -> u32 {
+        let text: String = self.sql().await.query_one("SHOW server_version_num", &[]).await.unwrap().get(0);
+        text.parse::<u32>().unwrap() / 10_000
+    }
+
     /// Waits until the daemon has confirmed everything up to now.
     pub async fn settled(&self, sql: &Client) {
         self.settled_within(sql, LIMIT).await;
