@@ -2,6 +2,8 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::source::replication::slot::Mode;
+
 /// Makes tagged cache entries in Redis stale when PostgreSQL rows change, after the commit.
 #[derive(Parser, Debug)]
 #[command(name = "waltag", version, max_term_width = 110)]
@@ -43,6 +45,23 @@ pub struct Typed {
     /// How long `setup` and slot creation wait for locks (WALTAG_LOCK_TIMEOUT; default 2s)
     #[arg(long, global = true, value_name = "TIME")]
     pub lock_timeout: Option<String>,
+    /// Replication slot that outlives the daemon, ends with its connection, or is kept on standbys, too (WALTAG_SLOT_MODE;
+    /// default permanent)
+    #[arg(long, global = true, value_name = "MODE")]
+    pub slot_mode: Option<Mode>,
+    /// More WAL than this is never kept for waltag: the slot is made anew, and everything goes stale; 0 for no bound
+    /// (WALTAG_MAX_RETAINED_WAL; default 4GiB)
+    #[arg(long, global = true, value_name = "SIZE")]
+    pub max_retained_wal: Option<String>,
+    /// Keys that a sweep makes stale per second, at most; `off` for no bound (WALTAG_RESYNC_RATE; default off)
+    #[arg(long, global = true, value_name = "NUMBER")]
+    pub resync_rate: Option<String>,
+    /// How often a message is sent through the log and timed; `off` for never (WALTAG_CANARY; default 10s)
+    #[arg(long, global = true, value_name = "TIME")]
+    pub canary: Option<String>,
+    /// Bring commits of writers with synchronous_commit = off out at once: `on` or `off` (WALTAG_FLUSH_NUDGE; default off)
+    #[arg(long, global = true, value_name = "SWITCH")]
+    pub flush_nudge: Option<String>,
     /// Form of the log on stderr (WALTAG_LOG_FORMAT; default text; RUST_LOG sets the level)
     #[arg(long, global = true, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -146,6 +165,27 @@ pub enum Command {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Wait until everything up to a position was made stale in all caches
+    Wait {
+        /// What `pg_current_wal_flush_lsn()` says after the commit
+        #[arg(value_name = "LSN")]
+        lsn: String,
+        /// At most this long
+        #[arg(long, value_name = "TIME", default_value = "10s")]
+        timeout: String,
+    },
+    /// Make everything stale that the rules reach
+    Resync {
+        /// Only in this cache
+        #[arg(long, value_name = "NAME")]
+        cache: Option<String>,
+        /// Only what this table's rules reach
+        #[arg(long, value_name = "TABLE")]
+        table: Option<String>,
+        /// Count the keys, and touch none
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Show the whole path live, with a private PostgreSQL and Redis
     Demo {

@@ -3,6 +3,7 @@
 
 mod intake;
 mod opening;
+mod pulse;
 mod reload;
 mod report;
 mod rest;
@@ -37,6 +38,7 @@ use crate::source::session;
 use crate::source::visibility::{QUERY, Snapshot};
 use crate::systemd::Manager;
 use intake::take;
+use pulse::Pulse;
 use reload::{Check, Reload};
 use view::View;
 
@@ -90,6 +92,10 @@ struct Daemon {
     /// As it was read last: a sweep goes by the types of the columns.
     catalog: Option<Catalog>,
     view: View,
+    /// The slot cannot be read any more: the next one is made anew.
+    renew: bool,
+    /// Since when there has been no slot, and when everything was made stale last because of it.
+    blind: Option<Instant>,
     /// The stream has the publication of inserts, too.
     streams_inserts: bool,
     /// With `--once`: the server's end when it was asked first; zero until then.
@@ -119,6 +125,8 @@ pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
         manager: Manager::new(),
         catalog: None,
         view: View::default(),
+        renew: false,
+        blind: None,
         streams_inserts: false,
         goal: once.then_some(Lsn(0)),
     };
@@ -134,8 +142,12 @@ pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
                 return Err(Failure::new(exit, error.sentence));
             }
             Kind::Standby => STANDBY_WAIT,
-            Kind::Away | Kind::Permanent(_) => daemon.backoff.next(),
+            Kind::Away | Kind::Permanent(_) | Kind::Renew | Kind::Blind => daemon.backoff.next(),
         };
+        daemon.renew |= error.kind == Kind::Renew;
+        if error.kind == Kind::Blind {
+            daemon.resync_blindly();
+        }
         daemon.tell(&error);
         if daemon.rest(wait, &mut shutdown).await {
             break;
@@ -164,6 +176,7 @@ impl Daemon {
         flow.resume_at(confirmed);
         self.board.metrics.connected("postgresql");
         self.view.streaming(&source.place);
+        (self.renew, self.blind) = (false, None);
         (self.streams_inserts, self.reload.reopen_at) = (source.inserts, None);
         self.begin(&mut flow, &source.server, confirmed);
         match catalog {
@@ -196,10 +209,13 @@ impl Daemon {
         let mut feedback = Feedback::new(begin.unwrap_or_default());
         let mut snapshot: Option<Answer> = None;
         let mut check: Option<Check> = None;
+        let mut pulse = Pulse::new(self.settings.canary, &self.owner, source.version);
         let (mut looked, mut check_due, mut show_due) = (Instant::now(), Instant::now(), Instant::now());
         let failed = |error| Error::stream("streaming", "the server", &error);
         loop {
-            if let Some(position) = flow.advance() {
+            let advanced = flow.advance();
+            self.board.reach(flow.reached());
+            if let Some(position) = advanced {
                 feedback.confirm(position);
                 if Some(position) > begin {
                     // Only progress ends a series of failures: a stream that breaks at its first message has made none.
@@ -227,6 +243,11 @@ impl Daemon {
             if check.is_none() && check_due <= Instant::now() {
                 check = Some(self.check(&source.session));
             }
+            let behind = u64::try_from(self.view.slot.unconfirmed).unwrap_or_default();
+            if self.settings.max_retained_wal > 0 && behind > self.settings.max_retained_wal {
+                let sentence = format!("the slot keeps {behind} bytes of WAL, more than --max-retained-wal allows");
+                return Err(Error { sentence, kind: Kind::Renew });
+            }
             let room = flow.size() < self.settings.tag_memory;
             if !room && self.reload.is_accepted() && flow.is_within_transaction() {
                 // The transaction would never end: the rules that are to replace these may name the Redis that is there.
@@ -244,6 +265,8 @@ impl Daemon {
                 // At once, not by the timer: its resolution of a millisecond was two thirds of the way from COMMIT to stale.
                 snapshot = Some(source.session.ask(QUERY));
             }
+            let nudging = self.settings.flush_nudge || self.board.is_awaited();
+            let pulse_due = pulse.due(nudging).filter(|_| pulse.running.is_none());
             tokio::select! {
                 biased;
                 () = shutdown.asked() => return self.drain(source, flow, feedback).await,
@@ -277,19 +300,31 @@ impl Daemon {
                         show_due = Instant::now();
                     }
                 }
+                sent = wait_for(&mut pulse.running) => {
+                    pulse.running = None;
+                    if let Err(error) = sent {
+                        tracing::debug!("a message of our own could not be sent: {error}");
+                    }
+                }
+                () = sleep_until(pulse_due.unwrap_or(looked)), if pulse_due.is_some() => pulse.send(&source.session),
+                () = self.board.knocked() => {}
                 () = sleep_until(feedback.due()) => feedback.send(&mut source.connection).await.map_err(failed)?,
                 () = sleep_until(check_due.min(show_due)), if check.is_none() => {}
                 () = sleep_until(look), if snapshot.is_none() => snapshot = Some(source.session.ask(QUERY)),
                 frame = source.connection.next(), if room => {
                     let mut frame = Some(frame.map_err(failed)?);
                     feedback.heard();
+                    let delay = &self.board.metrics.canary_delay;
+                    let mut heard = |prefix: &str, content: &[u8]| {
+                        pulse.heard(prefix, content).into_iter().for_each(|took| delay.observe(took.as_secs_f64()));
+                    };
                     for _ in 0..FRAMES {
                         let Some(taken) = frame.take() else { break };
-                        take(taken, source, flow, &mut feedback).await?;
+                        take(taken, source, flow, &mut feedback, &mut heard).await?;
                         frame = source.connection.buffered().map_err(failed)?;
                     }
                     if let Some(last) = frame {
-                        take(last, source, flow, &mut feedback).await?;
+                        take(last, source, flow, &mut feedback, &mut heard).await?;
                     }
                 }
             }

@@ -42,7 +42,7 @@ impl From<rules::Error> for Failure {
 impl From<Source> for Failure {
     fn from(error: Source) -> Failure {
         let exit = match error.kind {
-            Kind::Away | Kind::Standby => Exit::Unavailable,
+            Kind::Away | Kind::Standby | Kind::Renew | Kind::Blind => Exit::Unavailable,
             Kind::Permanent(exit) => exit,
         };
         Failure::new(exit, error.sentence)

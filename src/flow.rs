@@ -15,6 +15,7 @@ use crate::cache::Cache;
 use crate::cache::gap::Gap;
 use crate::cache::lane::{self, Lane};
 use crate::fence::{Fence, Waiting};
+use crate::http::Reached;
 use crate::metrics::Metrics;
 use crate::rules::Rules;
 use crate::rules::events::{EVENTS, Event};
@@ -98,7 +99,7 @@ impl Flow {
                 self.relations.describe_type(*oid, namespace, name);
                 return Ok(());
             }
-            Message::Other => return Ok(()),
+            Message::Other | Message::Message { .. } => return Ok(()),
             _ => {}
         }
         let open = self.open.as_mut().ok_or(OutOfTurn)?;
@@ -227,6 +228,13 @@ impl Flow {
     /// The position that every attached lane has acknowledged; none while none is attached.
     pub fn marked(&self) -> Option<Lsn> {
         self.lanes.iter().filter(|lane| lane.is_attached()).map(Lane::marked).min().flatten()
+    }
+
+    /// How far every cache is with its first passes.
+    pub fn reached(&self) -> Reached {
+        let detached = self.lanes.iter().find(|lane| !lane.is_attached()).map(|lane| lane.cache().name.clone());
+        let position = self.lanes.iter().map(Lane::reached).min().flatten().unwrap_or_default();
+        Reached { position, detached }
     }
 
     /// When the next snapshot is wanted; `None` while nothing waits for one.

@@ -1,25 +1,50 @@
-//! The admin server at `--listen`: `/livez`, `/readyz`, `/status`, `/metrics`. It reads what the loop has left for it, and never
-//! asks the loop for anything.
+//! The admin server at `--listen`: `/livez`, `/readyz`, `/status`, `/metrics`, `/wait`. It reads what the loop has left for it; all
+//! that it leaves for the loop is the position that somebody waits for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use serde::Deserialize;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::metrics::Metrics;
+use crate::quantity;
+use crate::source::lsn::Lsn;
 use crate::status::Status;
 
 /// A loop that has not turned for this long is stuck: connecting and every query have shorter limits.
 const STUCK: Duration = Duration::from_secs(60);
+
+/// Waits that name no time.
+const WAIT: Duration = Duration::from_secs(10);
+/// Nobody holds a connection for longer.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+/// How far every cache is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// Every tag up to here was acknowledged by every cache.
+    pub position: Lsn,
+    /// A cache that is detached: nobody knows how far it is.
+    pub detached: Option<String>,
+}
+
+/// `/wait?lsn=0/16B3748&timeout=5s`.
+#[derive(Deserialize)]
+struct Wait {
+    lsn: String,
+    timeout: Option<String>,
+}
 
 /// What the loop and the server share.
 #[derive(Clone)]
@@ -28,6 +53,11 @@ pub struct Board {
     /// Counters and gauges.
     pub metrics: Arc<Metrics>,
     begin: Instant,
+    reached: Arc<watch::Sender<Reached>>,
+    /// The highest position that somebody waits for.
+    wanted: Arc<AtomicU64>,
+    /// Somebody has begun to wait.
+    knock: Arc<Notify>,
     /// Milliseconds from `begin` to the last turn of the loop.
     turned: Arc<AtomicU64>,
 }
@@ -36,7 +66,38 @@ impl Board {
     /// An empty board.
     pub fn new() -> Board {
         let (status, metrics) = (Arc::new(watch::Sender::new(Status::default())), Arc::new(Metrics::default()));
-        Board { status, metrics, begin: Instant::now(), turned: Arc::default() }
+        let reached = Arc::new(watch::Sender::new(Reached::default()));
+        Board {
+            status,
+            metrics,
+            begin: Instant::now(),
+            reached,
+            wanted: Arc::default(),
+            knock: Arc::default(),
+            turned: Arc::default(),
+        }
+    }
+
+    /// Every cache is as far as this now.
+    pub fn reach(&self, reached: Reached) {
+        self.reached.send_if_modified(|known| {
+            let news = *known != reached;
+            *known = reached;
+            news
+        });
+    }
+
+    /// Somebody has begun to wait. Cancel-safe.
+    pub async fn knocked(&self) {
+        self.knock.notified().await;
+    }
+
+    /// Does somebody wait for a position that is not reached yet?
+    pub fn is_awaited(&self) -> bool {
+        if self.reached.receiver_count() == 0 {
+            self.wanted.store(0, Ordering::Relaxed);
+        }
+        self.wanted.load(Ordering::Relaxed) > self.reached.borrow().position.0
     }
 
     /// The loop has turned.
@@ -74,6 +135,7 @@ pub async fn serve(address: &str, board: Board) -> Result<(), Failure> {
         .route("/readyz", get(readyz))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
+        .route("/wait", get(wait))
         .with_state(board);
     tokio::spawn(async move { axum::serve(listener, routes).await });
     Ok(())
@@ -101,6 +163,29 @@ async fn status(State(board): State<Board>) -> impl IntoResponse {
 async fn metrics(State(board): State<Board>) -> impl IntoResponse {
     let form = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, form)], board.metrics.text())
+}
+
+/// 200 once every cache is as far; 503 if one is detached, 504 after the timeout.
+async fn wait(State(board): State<Board>, Query(wait): Query<Wait>) -> (StatusCode, String) {
+    let wrong = |sentence: String| (StatusCode::BAD_REQUEST, format!("{sentence}\n"));
+    let Ok(lsn) = wait.lsn.parse::<Lsn>() else {
+        return wrong(format!("`{}` is not a position such as 0/16B3748", wait.lsn));
+    };
+    let limit = match wait.timeout.as_deref().map_or(Ok(WAIT), quantity::duration) {
+        Ok(limit) => limit.min(LONGEST_WAIT),
+        Err(sentence) => return wrong(sentence),
+    };
+    board.wanted.fetch_max(lsn.0, Ordering::Relaxed);
+    let mut reached = board.reached.subscribe();
+    board.knock.notify_one();
+    let over = |reached: &Reached| reached.detached.is_some() || reached.position >= lsn;
+    match timeout(limit, reached.wait_for(over)).await {
+        Ok(Ok(reached)) => match &reached.detached {
+            Some(cache) => (StatusCode::SERVICE_UNAVAILABLE, format!("the cache {cache} is detached\n")),
+            None => (StatusCode::OK, format!("{}\n", reached.position)),
+        },
+        _ => (StatusCode::GATEWAY_TIMEOUT, format!("not yet: {}\n", board.reached.borrow().position)),
+    }
 }
 
 fn code(status: &Status) -> StatusCode {

@@ -69,6 +69,11 @@ async fn run(cli: Cli, environment: &Environment) -> Result<(), Failure> {
         }
         Command::Test { live } => command::test::test(&settings(&cli.typed)?, environment, live).await,
         Command::Status { json } => command::status::status(&settings(&cli.typed)?, json).await,
+        Command::Wait { lsn, timeout } => command::status::wait(&settings(&cli.typed)?, &lsn, &timeout).await,
+        Command::Resync { cache, table, dry_run } => {
+            let settings = settings(&cli.typed)?;
+            command::resync::resync(&settings, environment, cache.as_deref(), table.as_deref(), dry_run).await
+        }
         Command::Demo { keep } => waltag::demo::run(keep).await,
     }
 }

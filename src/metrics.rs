@@ -30,6 +30,8 @@ pub struct Metrics {
     pub transactions: Counter,
     /// From the arrival of tags until every snapshot shows their transaction.
     pub visibility_wait: Histogram,
+    /// The way of a message through the log, from its writing to its arrival.
+    pub canary_delay: Histogram,
     /// Reads of rule files that gave no usable set.
     pub reload_failures: Counter,
     /// Changes whose tags could not be listed.
@@ -94,6 +96,11 @@ impl Default for Metrics {
             visibility_wait: metric!(
                 "visibility_wait_seconds",
                 "From the arrival of tags until every new snapshot shows their transaction",
+                histogram()
+            ),
+            canary_delay: metric!(
+                "canary_delay_seconds",
+                "From the writing of a message into the log to its arrival (--canary)",
                 histogram()
             ),
             reload_failures: metric!("rules_reload_failures", "Rule sets that were refused", Counter::default()),

@@ -8,10 +8,10 @@ use crate::quantity;
 use crate::rules::diagnostic::nearest;
 use crate::rules::expand::Surroundings;
 use crate::source::dsn::{self, Dsn};
-use crate::source::replication::slot::Names;
+use crate::source::replication::slot::{Mode, Names};
 
 /// Names of the variables without `WALTAG_`; those that can hold a secret have a `_FILE` twin.
-const VARIABLES: [(&str, bool); 8] = [
+const VARIABLES: [(&str, bool); 13] = [
     ("DATABASE_URL", true),
     ("RULES", false),
     ("SLOT", false),
@@ -20,6 +20,11 @@ const VARIABLES: [(&str, bool); 8] = [
     ("LISTEN", false),
     ("LOCK_TIMEOUT", false),
     ("LOG_FORMAT", false),
+    ("SLOT_MODE", false),
+    ("MAX_RETAINED_WAL", false),
+    ("RESYNC_RATE", false),
+    ("CANARY", false),
+    ("FLUSH_NUDGE", false),
 ];
 /// Where rules are looked for when nothing is said.
 const DEFAULT_RULES: &str = "/etc/waltag/rules.d";
@@ -43,6 +48,16 @@ pub struct Settings {
     pub listen: String,
     /// How long DDL and slot creation may wait for locks.
     pub lock_timeout: Duration,
+    /// How long the slot lives.
+    pub slot_mode: Mode,
+    /// Bytes of WAL that may be kept for us; 0 for no bound.
+    pub max_retained_wal: u64,
+    /// Keys that a sweep makes stale per second.
+    pub resync_rate: Option<u32>,
+    /// Between two messages that measure the way through the log.
+    pub canary: Option<Duration>,
+    /// Asynchronous commits are brought out at once.
+    pub flush_nudge: bool,
 }
 
 /// What is wrong with the settings.
@@ -178,10 +193,47 @@ impl Settings {
         }
         let lock_timeout = setting(&typed.lock_timeout, "LOCK_TIMEOUT", "2s")?;
         let lock_timeout = quantity::duration(&lock_timeout).map_err(wrong("--lock-timeout"))?;
+        let slot_mode = match (typed.slot_mode, environment.get("WALTAG_SLOT_MODE")) {
+            (Some(mode), _) => mode,
+            (None, None) => Mode::default(),
+            (None, Some(text)) => <Mode as clap::ValueEnum>::from_str(&text, false)
+                .map_err(|_| format!("`{text}` is none of permanent, temporary, failover"))
+                .map_err(wrong("WALTAG_SLOT_MODE"))?,
+        };
+        let retained = setting(&typed.max_retained_wal, "MAX_RETAINED_WAL", "4GiB")?;
+        let max_retained_wal = quantity::bytes(&retained).map_err(wrong("--max-retained-wal"))?;
+        let rate = setting(&typed.resync_rate, "RESYNC_RATE", "off")?;
+        let resync_rate = match rate.as_str() {
+            "off" => None,
+            number => Some(number.parse::<u32>().ok().filter(|rate| *rate > 0).ok_or_else(|| {
+                wrong("--resync-rate")(format!("`{number}` is neither `off` nor a number of keys per second"))
+            })?),
+        };
+        let canary = match setting(&typed.canary, "CANARY", "10s")?.as_str() {
+            "off" => None,
+            text => Some(quantity::duration(text).map_err(wrong("--canary"))?.max(Duration::from_millis(100))),
+        };
+        let flush_nudge = match setting(&typed.flush_nudge, "FLUSH_NUDGE", "off")?.as_str() {
+            "on" => true,
+            "off" => false,
+            other => return Err(wrong("--flush-nudge")(format!("`{other}` is neither `on` nor `off`"))),
+        };
         let listen = typed.listen.clone().unwrap_or_else(|| environment.listen());
         let dsn = Dsn::parse(url.as_deref(), &|name| environment.get(name))?;
         let names = Names { slot, publication };
-        Ok(Settings { dsn, rules, names, tag_memory: tag_memory as usize, listen, lock_timeout })
+        Ok(Settings {
+            dsn,
+            rules,
+            names,
+            tag_memory: tag_memory as usize,
+            listen,
+            lock_timeout,
+            slot_mode,
+            max_retained_wal,
+            resync_rate,
+            canary,
+            flush_nudge,
+        })
     }
 }
 

@@ -68,6 +68,12 @@ pub struct Source {
     pub unconfirmed_wal_bytes: i64,
     /// WAL that the slot makes the server keep.
     pub retained_wal_bytes: i64,
+    /// What may still be written before the server takes the slot's WAL away; none where it never does.
+    pub safe_wal_bytes: Option<i64>,
+    /// Why the server has invalidated the slot.
+    pub invalidation_reason: Option<String>,
+    /// The transaction that makes the server keep more than is unconfirmed.
+    pub wal_holder: Option<String>,
 }
 
 /// The rule set in force.
@@ -125,7 +131,14 @@ impl Display for Status {
         writeln!(f, "source  {server}, slot {slot}, publication {publication}")?;
         writeln!(f, "        received {received}, confirmed {confirmed}")?;
         let (behind, kept) = (size(source.unconfirmed_wal_bytes), size(source.retained_wal_bytes));
-        writeln!(f, "        {behind} behind, the slot keeps {kept} of WAL ({})", source.wal_status)?;
+        let safe = source.safe_wal_bytes.map_or(String::new(), |bytes| format!(", lost after {} more", size(bytes)));
+        writeln!(f, "        {behind} behind, the slot keeps {kept} of WAL ({}{safe})", source.wal_status)?;
+        if let Some(holder) = &source.wal_holder {
+            writeln!(f, "        because of the oldest transaction, {holder}")?;
+        }
+        if let Some(reason) = &source.invalidation_reason {
+            writeln!(f, "        the server has invalidated the slot: {reason}")?;
+        }
         writeln!(f, "rules   generation {}, {} rules from {}", rules.generation, rules.rules, rules.files.join(", "))?;
         for Cache { name, address, dialect, state, error, resync, done } in caches {
             let done = done.as_deref().map_or(String::new(), |done| format!(", done {done}"));

@@ -75,6 +75,10 @@ pub struct Lane {
     unproven: Option<Batch>,
     /// The marker was told to forget its progress, and has not been told of any since.
     forgotten: bool,
+    /// The slot is further than what was received: the marker decides whether something was missed.
+    jumped: bool,
+    /// Another daemon may have written meanwhile: the marker is read before it is written again.
+    reread: bool,
     /// What the rules make stale here, ...
     coverage: Coverage,
     /// ... and whether the marker says it: counted, because it may change while a write is under way.
@@ -130,8 +134,8 @@ pub enum Event {
 
 impl Lane {
     /// A lane that connects with its first poll. Owed repeats get half of `share`; beside other lanes what waits gets
-    /// `share`, too.
-    pub fn new(cache: Cache, marker: Marker, share: usize, alone: bool) -> Lane {
+    /// `share`, too. Sweeps touch at most `rate` keys per second.
+    pub fn new(cache: Cache, marker: Marker, share: usize, alone: bool, rate: Option<u32>) -> Lane {
         let repeats = Repeats::new(&cache.repeat, share / 2);
         Lane {
             cache,
@@ -142,7 +146,7 @@ impl Lane {
             spare: Batch::default(),
             in_flight: Flight::default(),
             repeats,
-            sweeps: Sweeps::default(),
+            sweeps: Sweeps::new(rate),
             confirmed: Lsn(0),
             position: Lsn(0),
             progress: None,
@@ -160,6 +164,8 @@ impl Lane {
             proven: false,
             unproven: None,
             forgotten: false,
+            jumped: false,
+            reread: false,
             coverage: Coverage::default(),
             edition: 0,
             told_edition: None,
@@ -168,12 +174,16 @@ impl Lane {
 
     /// A stream starts: where, and on which server. One that has crashed since may have lost commits that readers saw.
     pub fn begin(&mut self, confirmed: Lsn, origin: Origin) -> Option<Gap> {
-        // What lies between was never sent to us: the slot was made anew, moved, or read by somebody else.
-        let jumped = (self.progress.is_some() && confirmed > self.position)
-            .then(|| Gap::new("slot_jumped", format!("the slot jumped to {confirmed}")));
+        // What lies between was never sent to us: the slot was made anew, or moved, or read by another daemon, and that one's
+        // claim says how far it was. So the marker is read again, before anything is written.
+        self.jumped |= self.progress.is_some() && confirmed > self.position;
+        self.reread = self.connection.is_some();
+        if self.asleep.take().is_some() {
+            self.work = None;
+        }
         self.confirmed = confirmed;
         self.position = self.position.max(confirmed);
-        let gap = self.marker.set_origin(origin).or(jumped).filter(|_| self.is_attached())?;
+        let gap = self.marker.set_origin(origin).filter(|_| self.is_attached())?;
         self.sweeps.resync(gap.clone(), self.position);
         Some(gap)
     }
@@ -251,8 +261,9 @@ impl Lane {
         if self.attachment == Attachment::Detached {
             return;
         }
-        let first = [self.next.floor, self.in_flight.floor].into_iter().flatten().fold(position, Lsn::min);
-        let done = [self.repeats.floor(), self.sweeps.floor()].into_iter().flatten().fold(first, Lsn::min);
+        let first = [self.next.floor, self.in_flight.floor, self.sweeps.floor()];
+        let first = first.into_iter().flatten().fold(position, Lsn::min);
+        let done = self.repeats.floor().map_or(first, |floor| floor.min(first));
         let before = self.progress.unwrap_or(Progress { done, first });
         self.progress = Some(Progress { done: before.done.max(done), first: before.first.max(first) });
     }
@@ -285,6 +296,11 @@ impl Lane {
     /// The position that this cache has acknowledged in its marker: all of it may be forgotten by the source.
     pub fn marked(&self) -> Option<Lsn> {
         self.written.map(|progress| progress.done)
+    }
+
+    /// Every tag up to here was acknowledged once: what a reader of its own writes waits for.
+    pub fn reached(&self) -> Option<Lsn> {
+        self.progress.map(|progress| progress.first)
     }
 
     /// Has it been claimed, or tried in vain at least once?

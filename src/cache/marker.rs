@@ -20,6 +20,8 @@ local at = redis.call('TIME') \
 redis.call('HSET', KEYS[1], 'at', at[1], unpack(ARGV, 4)) \
 return 1";
 
+/// Code of a refusal by another daemon's claim, or by a copy from before our time.
+pub const OTHER_DAEMON: &str = "other_daemon";
 /// Version of the hash's fields.
 const FORMAT: &str = "1";
 
@@ -128,9 +130,10 @@ impl Marker {
     }
 
     /// Takes the answer to [`Marker::read`]: does it prove that changes may have been missed, and why? `confirmed` is where
-    /// the slot starts. A position is confirmed only after the marker said so; a marker behind it has lost writes.
-    pub fn found(&mut self, found: Found, confirmed: Lsn, coverage: &Coverage) -> Option<Gap> {
-        let gap = match self.claimed {
+    /// the slot starts. A position is confirmed only after the marker said so; a marker behind it has lost writes, or, if the slot
+    /// has `jumped`, somebody else moved it.
+    pub fn found(&mut self, found: Found, confirmed: Lsn, coverage: &Coverage, jumped: bool) -> Option<Gap> {
+        let gap = match self.claimed && !jumped {
             true => self.loss(&found, confirmed, coverage),
             false => self.gap(&found, confirmed, coverage),
         };
@@ -211,7 +214,7 @@ impl Marker {
                 ("lost_writes", "the marker is gone: this Redis was emptied or lost writes".to_owned())
             }
             (Some(owner), _) if owner != self.owner => {
-                ("other_daemon", format!("another waltag ({owner}) has taken over {}", self.key))
+                (OTHER_DAEMON, format!("another waltag ({owner}) has taken over {}", self.key))
             }
             (Some(_), seq) => {
                 let seq = seq.unwrap_or_default();
@@ -249,7 +252,7 @@ mod tests {
     #[test]
     fn each_write_expects_the_one_before() {
         let mut marker = marker();
-        marker.found(Found::default(), Lsn(0), &Coverage::default());
+        marker.found(Found::default(), Lsn(0), &Coverage::default(), false);
         assert_eq!(marker.next(), 1);
         assert_eq!(marker.answered(&Value::Int(1)), Answer::Written);
         assert_eq!(marker.held, Held { owner: "me".into(), seq: "1".into() });
@@ -261,7 +264,7 @@ mod tests {
         let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         for (owner, seq, word) in [("", "", "emptied"), ("you", "4", "another waltag"), ("me", "1", "went back")] {
             let mut marker = marker();
-            marker.found(found("me", "3", "0/10"), Lsn(0), &Coverage::default());
+            marker.found(found("me", "3", "0/10"), Lsn(0), &Coverage::default(), false);
             let Answer::Refused(reason) = marker.answered(&Value::Array(vec![bulk(owner), bulk(seq)])) else {
                 panic!()
             };
@@ -272,7 +275,7 @@ mod tests {
 
     #[test]
     fn what_is_a_gap_at_the_start() {
-        let gap = |found: Found| marker().found(found, Lsn(0x20), &Coverage::default()).map(|gap| gap.sentence);
+        let gap = |found: Found| marker().found(found, Lsn(0x20), &Coverage::default(), false).map(|gap| gap.sentence);
         assert_eq!(gap(found("old", "9", "0/20")), None, "an ordinary restart");
         assert_eq!(gap(found("old", "9", "0/21")), None, "the slot goes back over a crash: no gap");
         assert!(gap(found("old", "9", "0/1F")).unwrap().contains("before the slot's 0/20"));
@@ -288,9 +291,9 @@ mod tests {
     fn what_is_a_loss_while_running() {
         let loss = |again: Found| {
             let mut marker = marker();
-            marker.found(found("old", "9", "0/20"), Lsn(0x20), &Coverage::default());
+            marker.found(found("old", "9", "0/20"), Lsn(0x20), &Coverage::default(), false);
             marker.answered(&Value::Int(1));
-            marker.found(again, Lsn(0x99), &Coverage::default()).map(|gap| gap.sentence)
+            marker.found(again, Lsn(0x99), &Coverage::default(), false).map(|gap| gap.sentence)
         };
         assert_eq!(loss(found("me", "10", "0/20")), None);
         assert_eq!(loss(found("you", "1", "0/99")), None, "another daemon was here, and is as far as the slot");

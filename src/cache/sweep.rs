@@ -32,6 +32,8 @@ type Running = Pin<Box<dyn Future<Output = Result<u64, Error>>>>;
 #[derive(Default)]
 pub struct Sweeps {
     reach: Keys,
+    /// Keys per second.
+    rate: Option<u32>,
     waiting: Option<Wanted>,
     running: Option<(Wanted, Running)>,
     backoff: Backoff,
@@ -86,6 +88,11 @@ enum Pass {
 }
 
 impl Sweeps {
+    /// None is owed; at most `rate` keys per second go stale.
+    pub fn new(rate: Option<u32>) -> Sweeps {
+        Sweeps { rate, ..Sweeps::default() }
+    }
+
     /// What a sweep reaches from now on.
     pub fn reach(&mut self, keys: Keys) {
         self.reach = keys;
@@ -191,10 +198,10 @@ impl Sweeps {
                 Scope::Everything => self.reach.clone(),
                 Scope::Some(keys) => keys.clone(),
             };
-            let (cache, wait) = (cache.clone(), self.backoff.pause());
+            let (cache, wait, pace) = (cache.clone(), self.backoff.pause(), Pace { rate: self.rate, dry_run: false });
             let run = async move {
                 sleep(wait).await;
-                sweep(&cache, &keys).await
+                sweep(&cache, &keys, pace).await
             };
             self.running = Some((wanted, Box::pin(run)));
         }
@@ -233,8 +240,25 @@ impl Sweeps {
     }
 }
 
+/// How a sweep goes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    /// At most this many keys per second; without it only the pauses.
+    pub rate: Option<u32>,
+    /// Count, and touch nothing.
+    pub dry_run: bool,
+}
+
+impl Pace {
+    /// The pause after a slice that took `elapsed` and made `count` keys stale.
+    fn pause(self, elapsed: Duration, count: u64) -> Duration {
+        let by_rate = self.rate.map(|rate| Duration::from_secs_f64(count as f64 / f64::from(rate)));
+        elapsed.min(LONGEST_PAUSE).max(by_rate.unwrap_or_default().saturating_sub(elapsed))
+    }
+}
+
 /// Makes every key stale that one of the patterns matches, and the tags; how many.
-async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys) -> Result<u64, Error> {
+pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) -> Result<u64, Error> {
     if patterns.is_empty() && tags.is_empty() {
         return Ok(0);
     }
@@ -242,7 +266,7 @@ async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys) -> Result<u64, Err
     let mut connection = connection::open(cache).await?;
     let mut pipeline = redis::Pipeline::new();
     pipeline.ignore_errors();
-    for command in tags.iter().flat_map(|tag| commands(cache, tag, new_version())) {
+    for command in tags.iter().flat_map(|tag| commands(cache, tag, new_version())).filter(|_| !pace.dry_run) {
         pipeline.add_command(command.pack());
     }
     let sent = send(cache, &mut connection, pipeline).await? as u64;
@@ -260,8 +284,11 @@ async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys) -> Result<u64, Err
         pipeline.ignore_errors();
         // No pattern ever touches the markers.
         let owed = |key: &Vec<u8>| !key.starts_with(b"waltag:") && patterns.iter().any(|pattern| pattern.matches(key));
+        let before = swept;
         for key in keys.into_iter().filter(owed) {
-            pipeline.add_command(on_key(cache, key, new_version()).pack());
+            if !pace.dry_run {
+                pipeline.add_command(on_key(cache, key, new_version()).pack());
+            }
             swept += 1;
         }
         send(cache, &mut connection, pipeline).await?;
@@ -269,7 +296,7 @@ async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys) -> Result<u64, Err
             return Ok(swept);
         }
         cursor = next;
-        sleep(begin.elapsed().min(LONGEST_PAUSE)).await;
+        sleep(pace.pause(begin.elapsed(), swept - before)).await;
     }
 }
 

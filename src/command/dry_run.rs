@@ -35,7 +35,7 @@ pub async fn dry_run(settings: &Settings, rules: &Rules, once: bool) -> Result<(
         return Err(Failure::new(Exit::Rules, diagnostic::list(&refused)));
     }
     let goal = if once { Some(source.end().await?) } else { None };
-    source.start(&settings.names).await?;
+    source.start(&settings.names, false).await?;
     tracing::info!(server = source.place, slot = source.slot, "reading a copy of the slot; nothing is written");
     let mut relations = Relations::default();
     let read = relations.read_ancestors(&source.session).await;

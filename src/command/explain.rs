@@ -4,12 +4,11 @@
 use serde_json::{Map, Value};
 use tokio_postgres::types::Type;
 
-use super::{load, show};
+use super::{load, show, table_named};
 use crate::cache::command::{commands, new_version};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::rules::Rules;
-use crate::rules::diagnostic::nearest;
 use crate::rules::events::Event;
 use crate::rules::plan::{Cell, Change, Column, Plan};
 use crate::rules::tables::TableName;
@@ -27,7 +26,6 @@ pub fn explain(
 ) -> Result<(), Failure> {
     let rules = load(settings, environment)?;
     let usage = |sentence: String| Failure::new(Exit::Usage, sentence);
-    let table = TableName::parse(table).ok_or_else(|| usage(format!("`{table}` is not a table name")))?;
     let row = |name: &str, text: Option<&str>| text.map(|text| row(name, text)).transpose().map_err(usage);
     let (old, new) = (row("--old", old)?, row("--new", new)?);
     let event = match (&old, &new) {
@@ -36,12 +34,7 @@ pub fn explain(
         (Some(_), None) => Event::Delete,
         (None, None) => return Err(usage("give the row as --new, as --old, or both".into())),
     };
-    if rules.of_table(&table).next().is_none() {
-        let known: Vec<String> = rules.tables().iter().map(ToString::to_string).collect();
-        let names: Vec<&str> = known.iter().map(String::as_str).collect();
-        let hint = nearest(&table.to_string(), &names).map_or(String::new(), |near| format!("; did you mean {near}?"));
-        return Err(usage(format!("no rule names the table {table}{hint}")));
-    }
+    let table = table_named(&rules, table)?;
     tell(&rules, &table, event, old.as_ref(), new.as_ref())
 }
 

@@ -2,13 +2,11 @@
 
 use redis::Value;
 
-use super::{load, show};
+use super::{cache_named, load, show};
 use crate::cache::Cache;
 use crate::cache::command::{commands, new_version};
 use crate::cache::connection::{self, Error};
-use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::rules::diagnostic::nearest;
 use crate::settings::{Environment, Settings};
 
 /// Makes `tags` stale in the named cache, else the default cache, else all.
@@ -21,13 +19,7 @@ pub async fn invalidate(
     let rules = load(settings, environment)?;
     rules.refuse_planned()?;
     let chosen: Vec<_> = match (cache, rules.default_cache()) {
-        (Some(name), _) => {
-            let names: Vec<&str> = rules.caches.iter().map(|cache| cache.name.as_str()).collect();
-            let found = rules.caches.iter().find(|cache| cache.name == name);
-            let hint = nearest(name, &names)
-                .map_or(format!("known: {}", names.join(", ")), |near| format!("did you mean {near}?"));
-            vec![found.ok_or_else(|| Failure::new(Exit::Usage, format!("there is no cache `{name}`; {hint}")))?]
-        }
+        (Some(name), _) => rules.caches.get(cache_named(&rules, name)?).into_iter().collect(),
         (None, Some(index)) => rules.caches.get(index).into_iter().collect(),
         (None, None) => rules.caches.iter().collect(),
     };

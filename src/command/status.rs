@@ -1,4 +1,4 @@
-//! `waltag status`: asks the daemon at `--listen`.
+//! `waltag status` and `waltag wait`: the daemon at `--listen` is asked.
 
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use tokio::time::timeout;
 use super::show;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::quantity;
 use crate::settings::Settings;
+use crate::source::lsn::Lsn;
 use crate::status::Status;
 
 /// The daemon answers from memory.
@@ -17,12 +19,9 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// Prints how the daemon is; 75 if it is not ready.
 pub async fn status(settings: &Settings, json: bool) -> Result<(), Failure> {
-    let address = &settings.listen;
-    let away =
-        |sentence: String| Failure::new(Exit::Unavailable, format!("no waltag answers at {address}: {sentence}"));
-    let answer = timeout(LIMIT, ask(address, "/status")).await;
-    let body = answer.map_err(|_| away("no answer".into()))?.map_err(|error| away(error.to_string()))?;
-    let status: Status = serde_json::from_str(&body).map_err(|_| away("what answers is not waltag".into()))?;
+    let (_, body) = ask(&settings.listen, "/status", LIMIT).await?;
+    let not_ours = |_| away(&settings.listen, "what answers is not waltag");
+    let status: Status = serde_json::from_str(&body).map_err(not_ours)?;
     match json {
         true => show(body.trim_end()),
         false => show(&status),
@@ -33,11 +32,38 @@ pub async fn status(settings: &Settings, json: bool) -> Result<(), Failure> {
     }
 }
 
-/// The body of one answer. HTTP/1.0: it ends with the connection.
-async fn ask(address: &str, path: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+/// Waits until every cache is as far as `lsn`; 75 if that takes longer than `limit`, or if a cache is detached.
+pub async fn wait(settings: &Settings, lsn: &str, limit: &str) -> Result<(), Failure> {
+    let usage = |sentence: String| Failure::new(Exit::Usage, sentence);
+    let lsn: Lsn = lsn.parse().map_err(|_| usage(format!("`{lsn}` is not a position such as 0/16B3748")))?;
+    let patience = quantity::duration(limit).map_err(|sentence| usage(format!("--timeout: {sentence}")))?;
+    let path = format!("/wait?lsn={lsn}&timeout={limit}");
+    let (code, body) = ask(&settings.listen, &path, patience + LIMIT).await?;
+    match code.as_str() {
+        "200" => {
+            show(body.trim_end());
+            Ok(())
+        }
+        "503" | "504" => Err(Failure::new(Exit::NotYet, body.trim_end())),
+        _ => Err(away(&settings.listen, "what answers is not waltag")),
+    }
+}
+
+fn away(address: &str, sentence: &str) -> Failure {
+    Failure::new(Exit::Unavailable, format!("no waltag answers at {address}: {sentence}"))
+}
+
+/// Code and body of one answer. HTTP/1.0: it ends with the connection.
+async fn ask(address: &str, path: &str, limit: Duration) -> Result<(String, String), Failure> {
+    let asking = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    let answer = timeout(limit, asking).await.map_err(|_| away(address, "no answer"))?;
+    let answer = answer.map_err(|error| away(address, &error.to_string()))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    Ok((head.split(' ').nth(1).unwrap_or_default().to_owned(), body.to_owned()))
 }

@@ -8,8 +8,14 @@ use crate::source::replication::error::Error;
 use crate::source::replication::feedback::Feedback;
 use crate::source::replication::pgoutput::Message;
 
-/// Takes a frame. The SQL session is only asked when a relation is described.
-pub(super) async fn take(frame: Frame, source: &Source, flow: &mut Flow, feedback: &mut Feedback) -> Result<(), Error> {
+/// Takes a frame. The SQL session is only asked when a relation is described. `heard` hears what somebody put into the log.
+pub(super) async fn take(
+    frame: Frame,
+    source: &Source,
+    flow: &mut Flow,
+    feedback: &mut Feedback,
+    heard: &mut impl FnMut(&str, &[u8]),
+) -> Result<(), Error> {
     match frame {
         Frame::Keepalive { end, reply } => {
             feedback.received(end);
@@ -33,6 +39,9 @@ pub(super) async fn take(frame: Frame, source: &Source, flow: &mut Flow, feedbac
             if let Message::Relation(relation) = &message {
                 let read = flow.relations.read_ancestors_of(relation.oid, &source.session).await;
                 read.map_err(|error| Error::session("reading the ancestors of a partition", &source.place, &error))?;
+            }
+            if let Message::Message { prefix, content } = &message {
+                heard(prefix, content);
             }
             flow.take(&message).map_err(|error| Error::away(error.to_string()))?;
         }

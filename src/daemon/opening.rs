@@ -10,14 +10,17 @@ use crate::settings::Settings;
 use crate::setup;
 use crate::setup::catalog::Catalog;
 use crate::source::lsn::Lsn;
+use crate::source::replication::creation::Wish;
 use crate::source::replication::error::{Error, Kind};
 use crate::source::replication::{self, Server, Source, Which};
 
 impl Daemon {
     /// Opens both connections, looks at the tables, and starts the stream; where it starts.
     pub(super) async fn open(&self) -> Result<(Source, Option<Catalog>, Lsn), Error> {
-        let Settings { dsn, names, lock_timeout, .. } = &self.settings;
-        let mut source = replication::open(dsn, names, *lock_timeout, Which::Own).await?;
+        let Settings { dsn, names, lock_timeout, slot_mode, max_retained_wal, .. } = &self.settings;
+        let wish =
+            Wish { mode: *slot_mode, anew: self.renew, max_retained: *max_retained_wal, lock_timeout: *lock_timeout };
+        let mut source = replication::open(dsn, names, *lock_timeout, Which::Own(wish)).await?;
         let catalog = match self.look_at_tables(&source).await {
             // A migration holds a lock on a table of ours: the others must not wait for it once they were looked at.
             Err(error) if self.ready && error.kind == Kind::Away => {
@@ -26,7 +29,7 @@ impl Daemon {
             }
             looked => Some(looked?),
         };
-        source.start(names).await?;
+        source.start(names, self.settings.canary.is_some()).await?;
         let confirmed = source.confirmed(names).await?;
         Ok((source, catalog, confirmed))
     }

@@ -261,7 +261,7 @@ impl Daemon {
     pub(super) fn lane(&self, cache: &Cache, server: &Server, share: usize, alone: bool) -> Lane {
         let slot = &self.settings.names.slot;
         let marker = Marker::new(&server.system, slot, &cache.name, &self.owner, origin(server));
-        Lane::new(cache.clone(), marker, share, alone)
+        Lane::new(cache.clone(), marker, share, alone, self.settings.resync_rate)
     }
 
     /// Compares the rules in force with the catalog: which cover their tables, and what they did not before.

@@ -4,6 +4,7 @@ use super::Daemon;
 use crate::cache::connection::Kind as CacheKind;
 use crate::cache::gap::Gap;
 use crate::cache::lane::{Event as LaneEvent, Lane};
+use crate::cache::marker::OTHER_DAEMON;
 use crate::cache::sweep::Passed;
 use crate::exit::Exit;
 use crate::flow::Flow;
@@ -32,6 +33,13 @@ impl Daemon {
                     address,
                     "Redis is full and refuses the marker; deletions go through. Raise maxmemory"
                 );
+            }
+            // Whoever loses the marker stops writing: either the slot is lost, too, or it is claimed with the next stream.
+            LaneEvent::Refused(gap) if gap.code == OTHER_DAEMON => {
+                return Err(Error::away(format!(
+                    "{}; the stream is opened anew, if the slot is still ours",
+                    gap.sentence
+                )));
             }
             LaneEvent::Refused(gap) => {
                 metrics.gap(cache, gap.code);
@@ -128,7 +136,7 @@ impl Daemon {
                 self.manager.ready();
                 self.manager.status("standby: another daemon holds the slot");
             }
-            Kind::Away => {
+            Kind::Away | Kind::Renew | Kind::Blind => {
                 tracing::warn!("{error}; trying again");
                 self.manager.status(&trying);
             }

@@ -6,12 +6,31 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Daemon, IDLE_LOOK};
+use crate::cache::gap::Gap;
 use crate::cache::lane::Event as LaneEvent;
 use crate::flow::Flow;
 use crate::shutdown::Shutdown;
 use crate::source::replication::Server;
 
+/// While there is no slot, changes are missed: everything is made stale this often.
+const BLIND: Duration = Duration::from_secs(30);
+
 impl Daemon {
+    /// No slot, and none can be made yet.
+    pub(super) fn resync_blindly(&mut self) {
+        let Some((_, flow)) = &mut self.flow else { return };
+        if self.blind.is_some_and(|last| last.elapsed() < BLIND) {
+            return;
+        }
+        self.blind = Some(Instant::now());
+        let gap = Gap::new("blind", "there is no slot, and none can be made as long as an old transaction runs");
+        flow.resync(&gap);
+        for lane in &flow.lanes {
+            self.board.metrics.gap(&lane.cache().name, gap.code);
+        }
+        tracing::warn!("resync: {gap}");
+    }
+
     /// Waits between two streams; the lanes go on with what they have. True if asked to stop.
     pub(super) async fn rest(&mut self, wait: Duration, shutdown: &mut Shutdown) -> bool {
         let (until, mut turn) = (Instant::now() + wait, tokio::time::interval(IDLE_LOOK));

@@ -21,6 +21,7 @@ impl View {
     /// The stream runs.
     pub(super) fn streaming(&mut self, place: &str) {
         (self.state, self.trouble, self.place) = (State::Streaming, None, place.to_owned());
+        self.slot = slot::State::default();
     }
 
     /// The stream broke.
@@ -87,6 +88,9 @@ impl Daemon {
                 wal_status: self.view.slot.wal_status.clone(),
                 unconfirmed_wal_bytes: self.view.slot.unconfirmed,
                 retained_wal_bytes: self.view.slot.retained,
+                safe_wal_bytes: self.view.slot.safe,
+                invalidation_reason: self.view.slot.invalidated.clone(),
+                wal_holder: self.view.slot.holder.clone(),
             },
             rules: Rules {
                 generation: reload.generation,

@@ -90,6 +90,32 @@ impl Rules {
         }
         coverage
     }
+
+    /// Where a sweep finds what the rules, or those of one table, make stale in a cache; and the templates that it cannot find.
+    pub fn reach<'a>(
+        &self,
+        cache: usize,
+        table: Option<&TableName>,
+        known: impl Iterator<Item = &'a TableName> + Clone,
+        type_of: impl Fn(&TableName, &str) -> Option<u32>,
+    ) -> (Keys, Vec<String>) {
+        let (mut reach, mut unreachable) = (Keys::default(), Vec::new());
+        let Some(of) = self.caches.get(cache) else { return (reach, unreachable) };
+        for rule in &self.rules {
+            for name in rule.tables.among(known.clone()).iter().filter(|name| table.is_none_or(|table| table == *name))
+            {
+                for tag in rule.tags.iter().filter(|tag| tag.caches.contains(&cache)) {
+                    let keys = tag.keys(of, name, |column| type_of(name, column));
+                    if keys == Keys::default() {
+                        unreachable.push(tag.template.text.clone());
+                    }
+                    reach.extend(&keys);
+                }
+            }
+        }
+        unreachable.dedup();
+        (reach, unreachable)
+    }
 }
 
 impl Tag {

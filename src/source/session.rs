@@ -1,6 +1,7 @@
 //! The SQL session beside the stream: it answers the fence, reads the catalog, and its end is the sign to let go of the
 //! stream (a fast shutdown ends backends first and then waits for us).
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -163,9 +164,12 @@ impl Sql {
     }
 
     /// The same beside a loop: the query runs while the future is polled, and does not borrow the session.
-    pub fn ask(&self, sql: &'static str) -> Pin<Box<dyn Future<Output = Result<Vec<SimpleQueryRow>, Error>>>> {
-        let session = self.clone();
-        Box::pin(async move { session.rows(sql).await })
+    pub fn ask(
+        &self,
+        sql: impl Into<Cow<'static, str>>,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<SimpleQueryRow>, Error>>>> {
+        let (session, sql) = (self.clone(), sql.into());
+        Box::pin(async move { session.rows(&sql).await })
     }
 
     /// First column of the first row.

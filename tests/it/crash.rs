@@ -173,27 +173,6 @@ async fn a_mute_sql_session_is_replaced() {
     signal(pid as u32, "CONT");
 }
 
-/// A stream that breaks at once is tried again ever more slowly.
-#[tokio::test]
-async fn a_publication_that_is_younger_than_the_slot_is_no_hot_loop() {
-    let world = World::new().await;
-    world.setup(RULES);
-    let sql = world.sql().await;
-    let daemon = world.daemon();
-    let begin = std::time::Instant::now();
-    sql.batch_execute("DROP PUBLICATION waltag; INSERT INTO first_model VALUES (1); CREATE PUBLICATION waltag FOR TABLE first_model, shop.second_model")
-        .await
-        .unwrap();
-    let version: String = sql.query_one("SHOW server_version_num", &[]).await.unwrap().get(0);
-    if version.parse::<u32>().unwrap() >= 180_000 {
-        // 18 does not break: it goes on without the publication, which is a gap.
-        daemon.wait_for_count("resync complete: the server skipped the publication", 2);
-        return;
-    }
-    daemon.wait_for_count("streaming server", 7);
-    assert!(begin.elapsed() > Duration::from_secs(1), "six attempts within {:?}", begin.elapsed());
-}
-
 /// A migration holds a lock on a table: a new slot waits in small steps, says so, and a signal still ends it.
 #[tokio::test]
 async fn a_locked_table_does_not_hold_up_a_stop() {

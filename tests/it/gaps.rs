@@ -225,7 +225,7 @@ async fn a_slot_that_was_moved_is_a_gap() {
     .await;
     sql.batch_execute("SELECT pg_replication_slot_advance('waltag', pg_current_wal_flush_lsn())").await.unwrap();
     daemon.signal("CONT");
-    daemon.wait_for("resync complete: the slot jumped");
+    daemon.wait_for("resync complete: the marker stands at");
     assert_eq!(left(&mut cache).await, FOREIGN);
     world.settled(&sql).await;
 }

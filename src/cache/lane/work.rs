@@ -10,7 +10,7 @@ use super::super::batch::Batch;
 use super::super::connection::{Error, Kind};
 use super::super::flight::{Outcome, claim, connect, flight};
 use super::super::gap::{Gap, Scope};
-use super::super::marker::{Answer, Found};
+use super::super::marker::{Answer, Found, OTHER_DAEMON};
 use super::super::repeats::Repeats;
 use super::{Attachment, Event, Flight, Lane, MARKER_INTERVAL, MARKER_PAUSE};
 
@@ -54,6 +54,10 @@ impl Lane {
 
     /// The next thing to do on an open connection.
     pub(super) fn start(&mut self) -> Work {
+        if std::mem::take(&mut self.reread) {
+            self.connection = None;
+            return rest_until(Instant::now());
+        }
         let Some(connection) = self.connection.clone() else { return Box::pin(pending()) };
         let due = self.due();
         if Instant::now() < due {
@@ -144,7 +148,8 @@ impl Lane {
         let detached = !self.is_attached();
         self.attachment = Attachment::Attached;
         let told = self.written.map_or(self.confirmed, |written| written.done.max(self.confirmed));
-        let gap = self.marker.found(found, told, &self.coverage);
+        let jumped = std::mem::take(&mut self.jumped);
+        let gap = self.marker.found(found, told, &self.coverage, jumped);
         self.told_edition = None;
         let gap = if detached { Some(Gap::new("detached", "it was away for too long")) } else { gap }?;
         let news = self.sweeps.resyncing().is_none();
@@ -208,7 +213,10 @@ impl Lane {
             }
             Answer::Refused(gap) => {
                 self.told_edition = None;
-                self.sweeps.resync(gap.clone(), self.position);
+                // What another daemon says of its progress decides when this one claims again, if it ever does.
+                if gap.code != OTHER_DAEMON {
+                    self.sweeps.resync(gap.clone(), self.position);
+                }
                 Some(Event::Refused(gap))
             }
             Answer::Full => {

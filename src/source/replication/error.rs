@@ -22,6 +22,10 @@ pub enum Kind {
     Away,
     /// Somebody else holds the slot: wait for it.
     Standby,
+    /// The slot cannot be read any more: it is dropped and made anew.
+    Renew,
+    /// There is no slot, and none can be made yet: changes are missed.
+    Blind,
     /// Only people can mend it: exit before the first READY, retry afterwards.
     Permanent(Exit),
 }
@@ -55,9 +59,8 @@ impl Error {
             "53400" => config(
                 "Raise max_replication_slots or drop a slot that is not used (it needs a restart of PostgreSQL).",
             ),
-            "42704" => config(
-                "Run `waltag setup --apply` as the database's owner. If the publication is there, it is younger than the slot, which still reads what came before it: stop waltag, drop the slot (SELECT pg_drop_replication_slot), start it again, and make the caches stale.",
-            ),
+            // Before it starts the stream waltag looks for the publication: it is younger than what the slot still has to read.
+            "42704" => Error { sentence: said, kind: Kind::Renew },
             "55006" => Error { sentence: said, kind: Kind::Standby },
             // PgBouncer reports what it does not pass on with this code.
             "08P01" if error.message.contains("replication") || error.message.contains("startup parameter") => {

@@ -2,6 +2,7 @@
 
 pub mod authentication;
 pub mod connection;
+pub mod creation;
 pub mod error;
 pub mod feedback;
 pub mod pgoutput;
@@ -14,13 +15,18 @@ use super::dsn::Dsn;
 use super::endpoint::Endpoint;
 use super::lsn::Lsn;
 use super::session::{PINNED, Session, UNLIMITED, identifier, literal};
+use crate::exit::Exit;
 use connection::Connection;
+use creation::Wish;
 use error::{Error, Kind};
-use slot::Names;
+use slot::{Mode, Names};
 
 /// `wal_sender_timeout` of our stream: a daemon that died without a word frees its slot after this long. Any role may set
 /// it for itself.
 const WAL_SENDER_TIMEOUT: &str = "5s";
+
+/// The first version that keeps a slot on its standbys.
+const FAILOVER_SLOTS: u32 = 170_000;
 
 /// Both connections, before the stream was started.
 pub struct Source {
@@ -36,13 +42,15 @@ pub struct Source {
     pub slot: String,
     /// The publication of inserts is streamed, too.
     pub inserts: bool,
+    /// `server_version_num`.
+    pub version: u32,
 }
 
 /// Which slot is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Which {
     /// Our own; it is made if it is not there.
-    Own,
+    Own(Wish),
     /// A temporary copy, which is gone with the connection.
     Copy,
 }
@@ -78,8 +86,12 @@ async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration, whi
     let place = endpoint.to_string();
     let session = Session::open(endpoint, &names.slot).await;
     let session = session.map_err(|error| Error::session("connecting", &place, &error))?;
-    slot::verify_server(&session, names, &place).await?;
+    let version = slot::verify_server(&session, names, &place).await?;
     slot::verify_publication(&session, names, &place).await?;
+    if matches!(which, Which::Own(Wish { mode: Mode::Failover, .. })) && version < FAILOVER_SLOTS {
+        let sentence = format!("{place} knows no failover slots: --slot-mode failover needs PostgreSQL 17");
+        return Err(Error::permanent(Exit::Config, sentence));
+    }
     // A migration that holds a lock on a table of ours must not hold up the whole start.
     let limit = format!("SET lock_timeout = {}", lock_timeout.as_millis());
     session.execute(&limit).await.map_err(|error| Error::session("connecting", &place, &error))?;
@@ -91,13 +103,13 @@ async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration, whi
     let crash = crash.map_err(|error| Error::session("reading the crash mark", &place, &error))?.unwrap_or_default();
     let server = Server { system: field(0), timeline: field(1), crash };
     let slot = match which {
-        Which::Own => {
-            slot::ensure(&mut connection, &session, names, lock_timeout, &place).await?;
+        Which::Own(wish) => {
+            creation::ensure(&mut connection, &session, names, wish, &place).await?;
             names.slot.clone()
         }
-        Which::Copy => slot::copy(&mut connection, &names.slot, &place).await?,
+        Which::Copy => creation::copy(&mut connection, &names.slot, &place).await?,
     };
-    Ok(Source { session, connection, server, place, slot, inserts: false })
+    Ok(Source { session, connection, server, place, slot, inserts: false, version })
 }
 
 /// A replication connection beside a session, to the same server.
@@ -150,8 +162,8 @@ fn replication_refused(place: &str, error: &connection::Error) -> Error {
 
 impl Source {
     /// START_REPLICATION at 0/0: the server goes on from the position that was confirmed last. The publication of inserts is
-    /// streamed if it is there.
-    pub async fn start(&mut self, names: &Names) -> Result<(), Error> {
+    /// streamed if it is there; with `messages` also what is put into the log by itself.
+    pub async fn start(&mut self, names: &Names, messages: bool) -> Result<(), Error> {
         let inserts = slot::inserts_of(&names.publication);
         let query = format!("SELECT 1 FROM pg_publication WHERE pubname = {}", literal(&inserts));
         let found = self.session.value(&query).await;
@@ -162,7 +174,7 @@ impl Source {
             publications = format!("{publications},{}", identifier(&inserts));
         }
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {})",
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}, messages '{messages}')",
             identifier(&self.slot),
             literal(&publications).trim()
         );
