@@ -2,7 +2,7 @@
 
 use rand::RngExt;
 
-use super::Cache;
+use super::{Cache, released};
 
 /// What is done to the key of a stale tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,11 +53,19 @@ impl std::fmt::Display for Command {
 /// The commands for one tag. `version` is drawn by the caller, new for each pass and each attempt: a version that was used
 /// before could bring records back to life that were stored under it.
 pub fn commands<'a>(cache: &'a Cache, tag: &'a [u8], version: u64) -> impl Iterator<Item = Command> + 'a {
-    cache.keys.iter().map(move |formula| on_key(cache, formula.key(tag), version))
+    cache.keys.iter().flat_map(move |formula| on_key(cache, formula.key(tag), version))
 }
 
-/// The command for a key that is known already.
-pub fn on_key(cache: &Cache, key: Vec<u8>, version: u64) -> Command {
+/// The commands for a key that is known already: its fence goes first, or a reader could store between the two.
+pub fn on_key(cache: &Cache, key: Vec<u8>, version: u64) -> impl Iterator<Item = Command> {
+    let fence = cache.fence.and_then(|delay| {
+        let life = released::life(delay).to_string().into_bytes();
+        Some(Command(vec![b"SET".to_vec(), released::key(&key)?, released::value(delay), b"PX".to_vec(), life]))
+    });
+    fence.into_iter().chain(std::iter::once(operation(cache, key, version)))
+}
+
+fn operation(cache: &Cache, key: Vec<u8>, version: u64) -> Command {
     let Operation::Set { ttl, existing } = cache.operation else { return Command(vec![b"UNLINK".to_vec(), key]) };
     let mut arguments = vec![b"SET".to_vec(), key, version.to_string().into_bytes()];
     arguments.extend(existing.then(|| b"XX".to_vec()));

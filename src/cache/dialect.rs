@@ -61,7 +61,7 @@ pub const DIALECTS: [Dialect; 4] = [
         keys: KeyForm::DjangoTag(Library::CacheDependencies),
         operation: OperationForm::UnlinkOrSet,
         empty_skips: false,
-        options: &["key_prefix", "version", "release", "releases", "mode"],
+        options: &["key_prefix", "version", "release", "releases", "mode", "fence"],
         planned: false,
     },
     Dialect {

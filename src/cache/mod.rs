@@ -14,6 +14,7 @@ pub mod lane;
 pub mod marker;
 mod options;
 pub mod pattern;
+mod released;
 mod releases;
 pub mod repeats;
 pub mod sweep;
@@ -42,6 +43,8 @@ pub struct Cache {
     pub keys: Vec<KeyFormula>,
     /// What is done to a key.
     pub operation: Operation,
+    /// The client's own `set()` stores nothing under a stale tag for this long.
+    pub fence: Option<Duration>,
     /// Made stale again after these delays, ascending.
     pub repeat: Vec<Duration>,
     /// Beside other caches, one that is away for this long no longer holds them up.

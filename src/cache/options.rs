@@ -25,6 +25,11 @@ const DEFAULT_DETACH: Duration = Duration::from_secs(60);
 /// The position waits for the last repeat, so WAL is kept for as long.
 const LONGEST_REPEAT: Duration = Duration::from_secs(3600);
 
+/// Nothing under the tag is cached for as long.
+const LONGEST_FENCE: Duration = Duration::from_secs(60);
+/// Tag keys of the releases whose locks are known.
+const LOCKING: &str = ":tag_07743_";
+
 /// Reads the options of one cache: what is wrong is reported, and the rest is still looked at.
 struct Reader<'a> {
     fields: Fields<'a>,
@@ -51,6 +56,7 @@ impl Cache {
         let keys = reader.keys(dialect.keys);
         let operation = reader.operation(dialect);
         let repeat = reader.repeat();
+        let fence = reader.fence(&keys, operation, &repeat);
         let detach_after = reader.seconds("detach_after").map_or(DEFAULT_DETACH, Duration::from_secs);
         if problems.iter().skip(reported).any(|problem| problem.severity == Severity::Error) {
             return None;
@@ -63,6 +69,7 @@ impl Cache {
             style,
             keys,
             operation: operation?,
+            fence,
             repeat,
             detach_after,
         })
@@ -268,6 +275,24 @@ impl Reader<'_> {
         delays.sort();
         delays.dedup();
         delays
+    }
+
+    /// How long the client's own `set()` refuses. It hides a stale value from fills that are shorter; the others need the repeat.
+    fn fence(&mut self, keys: &[KeyFormula], operation: Option<Operation>, repeat: &[Duration]) -> Option<Duration> {
+        let (place, text) = self.text("fence")?;
+        let wrong = |sentence: &str| place.error("option", sentence.to_owned());
+        let problem = match quantity::duration(&text) {
+            Err(sentence) => wrong(&sentence),
+            Ok(delay) if delay.is_zero() || delay > LONGEST_FENCE => wrong("`fence` is at most 60s"),
+            Ok(_) if operation == Some(Operation::Unlink) => wrong("`fence` needs `mode: set`"),
+            Ok(_) if repeat.is_empty() => wrong("`fence` needs a `repeat` beside it, for fills that take longer"),
+            Ok(_) if !keys.iter().all(|key| matches!(key, KeyFormula::Md5(head) if head.ends_with(LOCKING))) => {
+                wrong("`fence` needs release 0.7.7.43 or later: the locks of earlier ones are others")
+            }
+            Ok(delay) => return Some(delay),
+        };
+        self.problems.push(problem);
+        None
     }
 
     fn seconds(&mut self, name: &str) -> Option<u64> {

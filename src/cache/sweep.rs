@@ -287,7 +287,9 @@ pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) ->
         let before = swept;
         for key in keys.into_iter().filter(owed) {
             if !pace.dry_run {
-                pipeline.add_command(on_key(cache, key, new_version()).pack());
+                on_key(cache, key, new_version()).for_each(|command| {
+                    pipeline.add_command(command.pack());
+                });
             }
             swept += 1;
         }

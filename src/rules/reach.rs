@@ -25,6 +25,14 @@ impl Rules {
                 };
                 let wanted = matches!(tag.unknown, Some((_, Unknown::Pattern)));
                 for cache in tag.caches.iter().filter_map(|index| self.caches.get(*index)) {
+                    if cache.fence.is_some() && tag.template.is_constant() {
+                        let message = format!(
+                            "`{}` is the same for every row, and the cache `{}` has a `fence`",
+                            tag.template.text, cache.name
+                        );
+                        let help = "a tag that changes more often than the fence would never be cached: use another cache for it";
+                        problems.push(tag.place.error("fence", message).help(help));
+                    }
                     let hashed = cache.keys.iter().any(|key| Pattern::of_formula(key).is_some());
                     let table = TableName { schema: "s".into(), name: "t".into() };
                     let any = Pattern::of_template(&tag.template, cache, tag.style, &table, |_| None).is_none();

@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use md5::{Digest, Md5};
 use serde_json::{Value, json};
 
-use crate::support::{World, root};
+use crate::support::{World, root, until};
 
 /// A Django process that answers one JSON line per request.
 struct Reader {
@@ -142,6 +142,43 @@ async fn cache_tagging_on_djangos_own_backend() {
 #[ignore = "needs the client libraries: scripts/test clients"]
 async fn cache_tagging_by_overwriting_versions() {
     reads_fresh("cache-tagging", "django-redis", &[], ", mode: set").await;
+}
+
+/// A reader that read the old row stores it after the invalidation: open without the fence until the repeat, closed with it, by
+/// the library's own `set()`.
+#[tokio::test]
+#[ignore = "needs the client libraries: scripts/test clients"]
+async fn a_late_fill_is_refused_by_the_library_itself() {
+    for (options, left) in [(", repeat: [3s]", json!("late")), (", mode: set, repeat: [3s], fence: 2s", Value::Null)]
+    {
+        let world = World::new().await;
+        world.setup(&format!(
+            r#"{{version: 1, caches: {{default: {{url: "{{redis}}/3", dialect: cache-dependencies{options}}}}},
+                rules: [{{table: first_model, tags: ["FirstModel.pk:<id>"]}}]}}"#
+        ));
+        let sql = world.sql().await;
+        let daemon = world.daemon();
+        let mut reader = Reader::start(&world, "cache-dependencies", "django-redis", &[]);
+        reader.set("page", "old", &["FirstModel.pk:7"]);
+        reader.set("other", "other", &["FirstModel.pk:8"]);
+        sql.batch_execute("INSERT INTO first_model VALUES (7)").await.unwrap();
+        until("the page is stale", || {
+            let value = reader.get("page");
+            async move { value == Value::Null }
+        })
+        .await;
+        reader.set("page", "late", &["FirstModel.pk:7"]);
+        assert_eq!(reader.get("page"), left, "{options}");
+        assert_eq!(reader.get("other"), json!("other"));
+        // After the fence the page can be cached again.
+        until("it is cached again", || {
+            reader.set("page", "new", &["FirstModel.pk:7"]);
+            let value = reader.get("page");
+            async move { value == json!("new") }
+        })
+        .await;
+        drop(daemon);
+    }
 }
 
 /// Types with a value each.

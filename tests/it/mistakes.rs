@@ -231,6 +231,21 @@ const WRONG: &[(&str, &str, usize, usize, &str)] = &[
         "hashed",
     ),
     (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: cache-dependencies, mode: set, fence: 2s}}\nrules:\n  - {table: t, tags: [Product]}\n",
+        "fence",
+        4,
+        23,
+        "never be cached",
+    ),
+    ("version: 1\ncaches: {c: {url: \"redis://h\", dialect: cache-dependencies, fence: 2s}}\n", "option", 2, 68, ""),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: cache-dependencies, mode: set, release: 0.7.7.42, fence: 2s}}\n",
+        "option",
+        2,
+        98,
+        "",
+    ),
+    (
         "version: 1\ncaches: {c: {url: \"redis://h\", dialect: keys}, c: {url: \"redis://h\", dialect: keys}}\n",
         "duplicate-key",
         2,
@@ -258,7 +273,8 @@ fn wrong_rule_files() {
 }
 
 /// Codes that need a database, or more than one file: shown elsewhere.
-const ELSEWHERE: [&str; 12] = [
+const ELSEWHERE: [&str; 13] = [
+    "column-list",
     "identity",
     "not-a-table",
     "not-logged",
