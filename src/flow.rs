@@ -43,6 +43,8 @@ pub struct Flow {
     pub lanes: Vec<Lane>,
     open: Option<Open>,
     received: Lsn,
+    /// Every commit that has begun to arrive ends before this.
+    end: Lsn,
     /// When the last snapshot was looked at.
     looked: Instant,
     metrics: Arc<Metrics>,
@@ -73,13 +75,15 @@ impl Flow {
     pub fn new(rules: Rc<Rules>, lanes: Vec<Lane>, metrics: Arc<Metrics>) -> Flow {
         let (relations, fence, looked) = (Relations::default(), Fence::default(), Instant::now());
         let changes = EVENTS.map(|(event, _)| (event, metrics.changes(event)));
-        Flow { rules, relations, fence, lanes, open: None, received: Lsn(0), looked, metrics, changes }
+        Flow { rules, relations, fence, lanes, open: None, received: Lsn(0), end: Lsn(0), looked, metrics, changes }
     }
 
     /// Takes one message of the stream.
     pub fn take(&mut self, message: &Message) -> Result<(), OutOfTurn> {
         match message {
-            Message::Begin { xid, committed, .. } => {
+            Message::Begin { xid, committed, final_lsn } => {
+                // The commit record starts there.
+                self.end = self.end.max(Lsn(final_lsn.0 + 1));
                 let stale = self.nothing();
                 self.open = Some(Open { xid: *xid, floor: self.received, committed: *committed, stale });
                 return Ok(());
@@ -89,6 +93,7 @@ impl Flow {
                 self.pass_on(true);
                 self.open = None;
                 self.received = self.received.max(*end_lsn);
+                self.end = self.end.max(*end_lsn);
                 return Ok(());
             }
             Message::Relation(relation) => {
@@ -219,7 +224,7 @@ impl Flow {
     pub fn advance(&mut self) -> Option<Lsn> {
         let floor = self.floor();
         for lane in &mut self.lanes {
-            lane.advance(floor);
+            lane.advance(floor, self.end);
             lane.wake();
         }
         self.marked()

@@ -26,6 +26,7 @@ pub struct Metrics {
     connections: Counters,
     gaps: Counters,
     caches_up: Gauges,
+    replicas_up: Gauges,
     /// Transactions that were received.
     pub transactions: Counter,
     /// From the arrival of tags until every snapshot shows their transaction.
@@ -92,6 +93,11 @@ impl Default for Metrics {
             connections: metric!("connections", "Connections opened, by server", Counters::default()),
             gaps: metric!("gaps", "Times in which changes may have been missed, by reason", Counters::default()),
             caches_up: metric!("cache_up", "Is the cache claimed and attached?", Gauges::default()),
+            replicas_up: metric!(
+                "replica_up",
+                "Does the standby answer that the cache's application reads from?",
+                Gauges::default()
+            ),
             transactions: metric!("transactions", "Transactions received", Counter::default()),
             visibility_wait: metric!(
                 "visibility_wait_seconds",
@@ -198,6 +204,15 @@ impl Metrics {
         self.caches_up.clear();
         for (cache, up) in caches {
             self.caches_up.get_or_create(&of(cache)).set(i64::from(up));
+        }
+    }
+
+    /// The standbys as they are now: cache, host and port, whether it answers.
+    pub fn replicas<'a>(&self, replicas: impl Iterator<Item = (&'a str, &'a str, bool)>) {
+        self.replicas_up.clear();
+        for (cache, replica, up) in replicas {
+            let labels = vec![("cache", cache.to_owned()), ("replica", replica.to_owned())];
+            self.replicas_up.get_or_create(&labels).set(i64::from(up));
         }
     }
 

@@ -20,6 +20,7 @@ use super::batch::Batch;
 use super::connection::Error;
 use super::coverage::Coverage;
 use super::flight::Outcome;
+use super::followers::Followers;
 use super::gap::{Gap, Scope};
 use super::marker::{Marker, Origin, Progress};
 use super::repeats::Repeats;
@@ -47,10 +48,13 @@ pub struct Lane {
     spare: Batch,
     in_flight: Flight,
     repeats: Repeats,
+    followers: Followers,
     sweeps: Sweeps,
     /// Where the slot started, and where the source is now.
     confirmed: Lsn,
     position: Lsn,
+    /// Nothing after this was handed over.
+    end: Lsn,
     progress: Option<Progress>,
     written: Option<Progress>,
     /// When the marker was answered last.
@@ -103,6 +107,8 @@ struct Flight {
     marker: Option<Progress>,
     /// The batch is a repeat of this queue.
     repeat: Option<usize>,
+    /// It is for the readers of standbys.
+    followers: bool,
     /// The marker says what the rules cover.
     edition: Option<u64>,
 }
@@ -134,9 +140,11 @@ pub enum Event {
 
 impl Lane {
     /// A lane that connects with its first poll. Owed repeats get half of `share`; beside other lanes what waits gets
-    /// `share`, too. Sweeps touch at most `rate` keys per second.
-    pub fn new(cache: Cache, marker: Marker, share: usize, alone: bool, rate: Option<u32>) -> Lane {
+    /// `share`, too. Sweeps touch at most `rate` keys per second. `name` is
+    /// that of our sessions.
+    pub fn new(cache: Cache, marker: Marker, share: usize, alone: bool, rate: Option<u32>, name: &str) -> Lane {
         let repeats = Repeats::new(&cache.repeat, share / 2);
+        let followers = Followers::watch(&cache.replicas, name, share / 2);
         Lane {
             cache,
             marker,
@@ -146,6 +154,8 @@ impl Lane {
             spare: Batch::default(),
             in_flight: Flight::default(),
             repeats,
+            followers,
+            end: Lsn(0),
             sweeps: Sweeps::new(rate),
             confirmed: Lsn(0),
             position: Lsn(0),
@@ -255,15 +265,16 @@ impl Lane {
     }
 
     /// Everything up to `position` was handed over; what is still owed lowers it. Never goes back: what was done stays done.
-    pub fn advance(&mut self, position: Lsn) {
+    pub fn advance(&mut self, position: Lsn, end: Lsn) {
         self.paused = false;
+        self.end = self.end.max(end);
         self.position = self.position.max(position);
         if self.attachment == Attachment::Detached {
             return;
         }
         let first = [self.next.floor, self.in_flight.floor, self.sweeps.floor()];
         let first = first.into_iter().flatten().fold(position, Lsn::min);
-        let done = self.repeats.floor().map_or(first, |floor| floor.min(first));
+        let done = [self.repeats.floor(), self.followers.floor()].into_iter().flatten().fold(first, Lsn::min);
         let before = self.progress.unwrap_or(Progress { done, first });
         self.progress = Some(Progress { done: before.done.max(done), first: before.first.max(first) });
     }
@@ -276,6 +287,11 @@ impl Lane {
     /// Is there a connection on which the cache was claimed?
     pub fn is_up(&self) -> bool {
         self.connection.is_some() && self.is_attached()
+    }
+
+    /// The standbys that its application reads from, and whether each is there.
+    pub fn replicas(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.followers.places()
     }
 
     /// Why it is not up.
@@ -328,6 +344,13 @@ impl Lane {
             && let Some(event) = self.detach("more tags wait than its share of --tag-memory holds")
         {
             return Poll::Ready(event);
+        }
+        while self.followers.poll(context).is_ready() {
+            if let Some(floor) = self.followers.look(self.confirmed, self.end) {
+                tracing::info!(cache = self.cache.name, "a replica has caught up: everything goes stale");
+                self.sweep(Scope::Everything, floor);
+            }
+            self.wake();
         }
         loop {
             // A sweep starts behind the claim: before it the marker says whose Redis this is.

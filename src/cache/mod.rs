@@ -9,6 +9,7 @@ pub mod connection;
 pub mod coverage;
 pub mod dialect;
 mod flight;
+mod followers;
 pub mod gap;
 pub mod lane;
 pub mod marker;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use crate::rules::diagnostic::Place;
 use crate::rules::style::Style;
+use crate::source::endpoint::Endpoint;
 use command::Operation;
 use dialect::{Dialect, KeyFormula};
 
@@ -47,6 +49,8 @@ pub struct Cache {
     pub fence: Option<Duration>,
     /// Made stale again after these delays, ascending.
     pub repeat: Vec<Duration>,
+    /// Standbys that the application reads from.
+    pub replicas: Vec<Endpoint>,
     /// Beside other caches, one that is away for this long no longer holds them up.
     pub detach_after: Duration,
 }
@@ -63,7 +67,7 @@ impl Cache {
     pub fn is_same(&self, other: &Cache) -> bool {
         let encrypted = |cache: &Cache| matches!(cache.url.addr(), redis::ConnectionAddr::TcpTls { .. });
         let place = self.address() == other.address() && encrypted(self) == encrypted(other);
-        place && self.name == other.name && self.options_id() == other.options_id()
+        place && self.replicas == other.replicas && self.name == other.name && self.options_id() == other.options_id()
     }
 
     /// Host and database without credentials.

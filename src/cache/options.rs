@@ -14,6 +14,8 @@ use crate::rules::expand::{Surroundings, expand};
 use crate::rules::fields::{self, Fields};
 use crate::rules::style::{self, Style};
 use crate::rules::yaml::{Key, Node};
+use crate::source::dsn::Dsn;
+use crate::source::endpoint::Endpoint;
 
 /// How long cache-tagging and cache-dependencies keep a tag (their `set()`: 24 hours, never refreshed).
 const DJANGO_TAG_LIFE: u64 = 86_400;
@@ -42,10 +44,11 @@ impl Cache {
     pub fn read(key: &Key, node: &Node, around: &Surroundings, problems: &mut Vec<Diagnostic>) -> Option<Cache> {
         let reported = problems.len();
         let dialect = dialect_of(node, problems)?;
-        let known: Vec<&str> = ["url", "cacert", "cert", "key", "dialect", "style", "repeat", "detach_after"]
-            .into_iter()
-            .chain(dialect.options.iter().copied())
-            .collect();
+        let known: Vec<&str> =
+            ["url", "cacert", "cert", "key", "dialect", "style", "repeat", "detach_after", "replicas"]
+                .into_iter()
+                .chain(dialect.options.iter().copied())
+                .collect();
         let what = format!("a cache of dialect {}", dialect.name);
         // What the options of a client that is not spoken yet are called is not known here.
         let mut unjudged = Vec::new();
@@ -56,6 +59,7 @@ impl Cache {
         let keys = reader.keys(dialect.keys);
         let operation = reader.operation(dialect);
         let repeat = reader.repeat();
+        let replicas = reader.replicas();
         let fence = reader.fence(&keys, operation, &repeat);
         let detach_after = reader.seconds("detach_after").map_or(DEFAULT_DETACH, Duration::from_secs);
         if problems.iter().skip(reported).any(|problem| problem.severity == Severity::Error) {
@@ -70,6 +74,7 @@ impl Cache {
             keys,
             operation: operation?,
             fence,
+            replicas,
             repeat,
             detach_after,
         })
@@ -275,6 +280,18 @@ impl Reader<'_> {
         delays.sort();
         delays.dedup();
         delays
+    }
+
+    /// Standbys that the application reads from, each by its own database URL.
+    fn replicas(&mut self) -> Vec<Endpoint> {
+        let mut endpoints = Vec::new();
+        for (place, text) in self.texts("replicas") {
+            match Dsn::parse(Some(&text), &|_| None) {
+                Ok(dsn) => endpoints.extend(dsn.endpoints().iter().cloned()),
+                Err(error) => self.problems.push(place.error("option", error.to_string())),
+            }
+        }
+        endpoints
     }
 
     /// How long the client's own `set()` refuses. It hides a stale value from fills that are shorter; the others need the repeat.

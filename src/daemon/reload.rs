@@ -180,7 +180,8 @@ impl Daemon {
     /// rules wait for it.
     pub(super) fn check(&mut self, sql: &Sql) -> Check {
         let seen = self.reload.seen.get();
-        let rules = (self.reload.read_at != Some(seen)).then(|| self.rules.clone());
+        let views = self.catalog.as_ref().is_some_and(Catalog::has_views);
+        let rules = (views || self.reload.read_at != Some(seen)).then(|| self.rules.clone());
         self.reload.read_at = Some(seen);
         let offer = self.reload.offer.clone();
         let (sql, names) = (sql.clone(), self.settings.names.clone());
@@ -261,7 +262,7 @@ impl Daemon {
     pub(super) fn lane(&self, cache: &Cache, server: &Server, share: usize, alone: bool) -> Lane {
         let slot = &self.settings.names.slot;
         let marker = Marker::new(&server.system, slot, &cache.name, &self.owner, origin(server));
-        Lane::new(cache.clone(), marker, share, alone, self.settings.resync_rate)
+        Lane::new(cache.clone(), marker, share, alone, self.settings.resync_rate, slot)
     }
 
     /// Compares the rules in force with the catalog: which cover their tables, and what they did not before.

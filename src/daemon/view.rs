@@ -54,6 +54,12 @@ impl Daemon {
         metrics.memory_used.set(flow.size() as i64);
         metrics.memory_limit.set(self.settings.tag_memory as i64);
         metrics.fence_waiting.set(flow.fence.len() as i64);
+        let of_lane = |lane: &'_ Lane| -> Vec<(String, String, bool)> {
+            let name = &lane.cache().name;
+            lane.replicas().map(|(place, up)| (name.clone(), place.to_owned(), up)).collect()
+        };
+        let replicas: Vec<_> = flow.lanes.iter().flat_map(of_lane).collect();
+        metrics.replicas(replicas.iter().map(|(cache, place, up)| (cache.as_str(), place.as_str(), *up)));
         metrics.caches(flow.lanes.iter().map(|lane| (lane.cache().name.as_str(), lane.is_up())));
         self.board.show(self.status(flow.lanes.iter(), flow.received().to_string(), flow.marked(), flow.size()));
     }

@@ -8,7 +8,14 @@ fn flow() -> Flow {
     let around = Surroundings::new(&|_| None, None);
     let rules = Rules::parse(vec![("r.yaml".into(), text.into())], &around).unwrap();
     let lane = |cache: &crate::cache::Cache| {
-        Lane::new(cache.clone(), Marker::new("1", "waltag", &cache.name, "me", Origin::default()), 1 << 20, true, None)
+        Lane::new(
+            cache.clone(),
+            Marker::new("1", "waltag", &cache.name, "me", Origin::default()),
+            1 << 20,
+            true,
+            None,
+            "waltag",
+        )
     };
     let lanes = rules.caches.iter().map(lane).collect();
     let mut flow = Flow::new(Rc::new(rules), lanes, Arc::default());

@@ -56,6 +56,8 @@ pub struct Table {
     pub has_primary_key: bool,
     /// Number of columns, dropped ones included: a new one may have filled every row.
     pub attributes: String,
+    /// Of a materialized view: its number with that of its file, and counters that a REFRESH CONCURRENTLY moves, which keeps the file.
+    pub refreshed: Option<(u32, u32, String)>,
     /// Its number, and how it came to be published: rows of the publication's catalogs with the transaction that wrote them.
     pub publishing: String,
 }
@@ -69,8 +71,13 @@ impl Table {
     /// What does not change unless rows changed, or stopped arriving, in a way that the stream does not tell.
     pub fn fingerprint(&self) -> Fingerprint {
         let mut files: Vec<(u32, u32)> = self.members.iter().map(|member| (member.oid, member.file)).collect();
+        let mut shape = format!("{} {}", self.publishing, self.attributes);
+        if let Some((oid, file, counters)) = &self.refreshed {
+            files.push((*oid, *file));
+            shape = format!("{shape} {counters}");
+        }
         files.sort_unstable();
-        Fingerprint { shape: format!("{} {}", self.publishing, self.attributes), files }
+        Fingerprint { shape, files }
     }
 }
 
@@ -95,6 +102,11 @@ impl Catalog {
     /// The type of a column.
     pub fn type_of(&self, table: &TableName, column: &str) -> Option<u32> {
         self.tables.get(table)?.type_of(column)
+    }
+
+    /// Is there a materialized view among them? Its counters may move when no transaction ends any more.
+    pub fn has_views(&self) -> bool {
+        self.tables.values().any(|table| table.refreshed.is_some())
     }
 
     /// The tables of the rules, sorted.
@@ -173,7 +185,9 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
             columns.into_iter().map(|(name, generated, type_oid)| Column { name, generated, type_oid }).collect();
         let (attributes, publishing) = (field(5).to_owned(), field(6).to_owned());
         let (kind, has_primary_key) = (letter(field(2)), field(4) == "t");
-        let table = Table { kind, members: Vec::new(), columns, has_primary_key, attributes, publishing };
+        let number = |index: usize| field(index).parse().unwrap_or_default();
+        let refreshed = (kind == 'm').then(|| (number(7), number(8), field(9).to_owned()));
+        let table = Table { kind, members: Vec::new(), columns, has_primary_key, attributes, refreshed, publishing };
         catalog.tables.insert(name, table);
     }
     let query = query::members(&names.join(", "), publication, &inserts, catalog.version >= 150_000);

@@ -48,7 +48,11 @@ pub fn is_covered(name: &TableName, table: &Table, catalog: &Catalog, rules: &Ru
     let enough = |whole: bool, inserted: &dyn Fn() -> bool| whole || (inserted() && only_inserts(rules, name));
     let root = enough(catalog.publication.tables.contains(name), &|| catalog.inserts.tables.contains(name));
     let member = |member: &Member| enough(member.published, &|| member.inserted);
-    catalog.covers_all || (table.kind == 'p' && root) || (!table.members.is_empty() && table.members.iter().all(member))
+    // A view is looked at, not published.
+    table.refreshed.is_some()
+        || catalog.covers_all
+        || (table.kind == 'p' && root)
+        || (!table.members.is_empty() && table.members.iter().all(member))
 }
 
 /// Do the rules of a table listen to neither updates nor deletes?
@@ -64,7 +68,7 @@ pub fn sends_all(name: &TableName, table: &Table, catalog: &Catalog, rules: &Rul
 }
 
 fn of_rule(rule: &Rule, name: &TableName, table: &Table) -> Vec<Diagnostic> {
-    if !matches!(table.kind, 'r' | 'p') {
+    if !matches!(table.kind, 'r' | 'p' | 'm') {
         let help = "views and foreign tables have no changes of their own: name the tables behind them";
         return vec![rule.place.error("not-a-table", format!("{name} is not a table")).help(help)];
     }

@@ -33,6 +33,19 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+/// Host and port: what else is in it may be secret.
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl PartialEq for Endpoint {
+    fn eq(&self, other: &Endpoint) -> bool {
+        self.address == other.address && self.config == other.config
+    }
+}
+
 impl Endpoint {
     /// One endpoint per host of the parameters, in order; `password` finds that of one host.
     pub(super) fn all(

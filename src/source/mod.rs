@@ -9,6 +9,7 @@ mod dsn_defaults;
 mod dsn_tls;
 pub mod endpoint;
 pub mod lsn;
+pub mod replica;
 pub mod replication;
 pub mod server_error;
 pub mod session;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use waltag::demo::servers::Redis;
 
-use crate::support::{Daemon, World, until};
+use crate::support::{Daemon, World, succeed, until};
 
 const RULES: &str = r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [
     {table: first_model, tags: ["user:<id>", "user:name:<name|lower>"]}, {table: unrelated, tags: ["n:<id>"]}]}"#;
@@ -48,6 +48,41 @@ async fn truncate_sweeps_what_the_rules_reach_and_nothing_else() {
     world.settled(&sql).await;
     // `n:<id>` belongs to another table.
     assert_eq!(left(&mut cache).await, ["n:1", "session:1", "user:15:session", "users"]);
+}
+
+/// A materialized view is not in the log: its file tells of a REFRESH, and its counters of one that is CONCURRENTLY; also of one that
+/// came while the daemon was away.
+#[tokio::test]
+async fn a_refreshed_view_goes_stale() {
+    let schema = "CREATE TABLE item (id int PRIMARY KEY, v int);
+        CREATE MATERIALIZED VIEW best AS SELECT id, v FROM item; CREATE UNIQUE INDEX best_id ON best (id)";
+    let world = World::with("", schema).await;
+    world.setup(
+        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [{table: best, tags: ["best:<id>"]}, {table: item, tags: ["item:<id>"]}]}"#,
+    );
+    assert!(succeed(&mut world.waltag("postgres", &["check", "--live"])).contains("0 warnings"));
+    let (sql, mut cache) = (world.sql().await, world.cache(0).await);
+    let mut daemon = Some(world.daemon());
+    for refresh in ["REFRESH MATERIALIZED VIEW best", "REFRESH MATERIALIZED VIEW CONCURRENTLY best", "away"] {
+        let refresh = match refresh {
+            "away" => {
+                daemon.take().unwrap().stop();
+                "REFRESH MATERIALIZED VIEW best"
+            }
+            other => other,
+        };
+        set(&mut cache, &["best:1", "item:1", "best:1:more"]).await;
+        sql.batch_execute(&format!("INSERT INTO item SELECT coalesce(max(id), 0) + 100, 1 FROM item; {refresh}"))
+            .await
+            .unwrap();
+        if daemon.is_none() {
+            daemon = Some(world.start(&mut world.waltag("waltag", &["run"])));
+        }
+        until(&format!("best:1 is stale after {refresh}"), || async {
+            left(&mut cache.clone()).await == ["best:1:more", "item:1"]
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ mod mistakes;
 mod operators;
 mod outages;
 mod reload;
+mod replicas;
 mod server_settings;
 mod setup;
 mod setup_wal;

@@ -12,6 +12,8 @@ use super::super::flight::{Outcome, claim, connect, flight};
 use super::super::gap::{Gap, Scope};
 use super::super::marker::{Answer, Found, OTHER_DAEMON};
 use super::super::repeats::Repeats;
+use crate::tags::Tags;
+
 use super::{Attachment, Event, Flight, Lane, MARKER_INTERVAL, MARKER_PAUSE};
 
 /// Tags without a marker behind them: in a large transaction the position stands still for long, and its marker would come
@@ -29,7 +31,7 @@ impl Lane {
             (true, false) => self.marked_at + MARKER_PAUSE,
             (false, false) => self.marked_at + MARKER_INTERVAL,
         };
-        match self.next.tags.is_empty() {
+        match self.next.tags.is_empty() && self.followers.ready().is_none() {
             false => Instant::now(),
             true => self.repeats.due().map_or(marker, |repeat| repeat.min(marker)),
         }
@@ -68,16 +70,23 @@ impl Lane {
         let moved = self.has_moved() || Instant::now() >= self.marked_at + MARKER_INTERVAL;
         let marker = self.progress.filter(|_| moved && !self.paused);
         let write = marker.map(|_| self.marker_write());
+        let followers = self.next.tags.is_empty() && self.followers.ready().is_some();
         let (batch, repeat) = self.next_batch();
         let told = marker.filter(|_| self.sweeps.resyncing().is_none());
         let edition = self.in_flight.edition;
-        self.in_flight = Flight { floor: batch.floor, size: batch.tags.size().max(1), marker: told, repeat, edition };
+        self.in_flight =
+            Flight { floor: batch.floor, size: batch.tags.size().max(1), marker: told, repeat, followers, edition };
         Box::pin(flight(self.cache.clone(), connection, write, batch))
     }
 
     /// First passes go before repeats.
     fn next_batch(&mut self) -> (Batch, Option<usize>) {
         if self.next.tags.is_empty() {
+            if let Some(ready) = self.followers.ready() {
+                let mut tags = Tags::default();
+                tags.extend(ready);
+                return (Batch { tags, ..Batch::default() }, None);
+            }
             match self.repeats.take(Instant::now()) {
                 Ok(Some((queue, tags))) => return (Batch { tags, ..Batch::default() }, Some(queue)),
                 Ok(None) => {}
@@ -132,7 +141,7 @@ impl Lane {
                     }
                     Err(error) => {
                         // A first pass is sent again as a whole, a repeat is still owed: both may be repeated at will.
-                        if flight.repeat.is_none() {
+                        if flight.repeat.is_none() && !flight.followers {
                             self.add(&batch.tags, batch.floor.unwrap_or_default(), batch.committed);
                         }
                         Some(self.fail(error))
@@ -164,9 +173,19 @@ impl Lane {
             self.trouble = None;
         }
         let (sent, committed) = (batch.tags.len(), batch.committed);
+        if flight.repeat.is_none() && !flight.followers {
+            self.followers.hold(&batch, self.end);
+        }
         let spare = match flight.repeat {
             Some(queue) => {
                 self.repeats.done(queue, sent);
+                Some(batch)
+            }
+            None if flight.followers => {
+                // A reader there may have been computing.
+                if let Some(batch) = self.followers.done() {
+                    self.repeats.owe(batch);
+                }
                 Some(batch)
             }
             None if self.cache.repeat.is_empty() => self.keep_unproven(batch),
@@ -271,6 +290,7 @@ impl Lane {
         (self.next, self.unproven) = (Batch::default(), None);
         self.repeats = Repeats::new(&self.cache.repeat, self.share.unwrap_or_default() / 2);
         self.sweeps.forget();
+        self.followers.forget();
         (self.progress, self.written) = (None, None);
         let (cache, address) = (self.cache.name.clone(), self.cache.address());
         Some(Event::Detached(Error { cache, address, sentence: reason.to_owned(), kind: Kind::Away }))

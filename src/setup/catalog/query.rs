@@ -29,7 +29,8 @@ pub(super) fn published(name: &str) -> String {
     )
 }
 
-/// The tables called `names`: schema, name, kind, columns, has a primary key?, number of columns, how it is published.
+/// The tables called `names`: schema, name, kind, columns, has a primary key?, number of columns, how it is published, number, file,
+/// what a REFRESH moves.
 pub(super) fn tables(names: &str, publications: &[&str], with_schemas: bool) -> String {
     let by_schema = match with_schemas {
         true => {
@@ -47,7 +48,9 @@ pub(super) fn tables(names: &str, publications: &[&str], with_schemas: bool) -> 
          c.oid || ' ' || coalesce((SELECT string_agg(concat(p.oid, ':', p.xmin, ' ', {by_schema}, ' ', \
             (SELECT string_agg(pr.oid || ':' || pr.xmin, ',' ORDER BY pr.oid) FROM pg_publication_rel pr WHERE pr.prpubid = p.oid \
               AND (pr.prrelid = c.oid OR pr.prrelid IN (SELECT relid FROM pg_partition_tree(c.oid))))), ' ' ORDER BY p.pubname) \
-            FROM pg_publication p WHERE p.pubname IN ({publications})), '') \
+            FROM pg_publication p WHERE p.pubname IN ({publications})), ''), c.oid, c.relfilenode, \
+         CASE c.relkind WHEN 'm' THEN concat(pg_stat_get_tuples_inserted(c.oid), ' ', pg_stat_get_tuples_updated(c.oid), ' ', \
+            pg_stat_get_tuples_deleted(c.oid)) END \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE (n.nspname, c.relname) IN ({names})",
         publications = publications.join(", ")
     )

@@ -1,0 +1,96 @@
+//! Applications that read from a standby: made stale again once it has replayed past the commit.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use waltag::demo::servers::Postgres;
+
+use crate::support::{Daemon, SCHEMA, World, connect, until, until_within};
+
+/// One cache whose application reads from a standby; no repeats, so that nothing else heals.
+async fn world() -> (World, Postgres) {
+    let world = World::with("", SCHEMA).await;
+    let standby = Postgres::standby_of(&world.postgres).unwrap();
+    world.setup(&format!(
+        r#"{{version: 1, caches: {{c: {{url: "{{redis}}/0", dialect: keys, repeat: [], replicas: ["{}"]}}}},
+            rules: [{{table: first_model, tags: ["f:<id>"]}}]}}"#,
+        standby.url("waltag", "shop")
+    ));
+    (world, standby)
+}
+
+fn daemon(world: &World) -> Daemon {
+    let mut command = world.waltag("waltag", &["run"]);
+    let daemon = world.start(command.env("WALTAG_LISTEN", "127.0.0.1:0"));
+    daemon.wait_for(" ready ");
+    daemon.wait_until_resynced();
+    daemon
+}
+
+async fn fill(cache: &mut MultiplexedConnection, key: &str) {
+    redis::cmd("SET").arg(key).arg("as the standby has it").exec_async(cache).await.unwrap();
+}
+
+async fn is_gone(cache: &MultiplexedConnection, key: &str) -> bool {
+    !redis::cmd("EXISTS").arg(key).query_async::<bool>(&mut cache.clone()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_fill_from_a_standby_that_lags_goes_stale_when_it_has_replayed() {
+    let (world, standby) = world().await;
+    let first = daemon(&world);
+    let (sql, mut cache) = (world.sql().await, world.cache(0).await);
+    let lagging = connect(&standby.url("postgres", "shop")).await;
+    // Nothing is owed before: it keeps up.
+    fill(&mut cache, "f:1").await;
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    world.settled(&sql).await;
+    assert!(is_gone(&cache, "f:1").await);
+    lagging.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
+    until("it is paused", || async {
+        let state: String = lagging.query_one("SELECT pg_get_wal_replay_pause_state()", &[]).await.unwrap().get(0);
+        state == "paused"
+    })
+    .await;
+    for (id, daemon) in [(2, Some(first)), (3, None)] {
+        let daemon = daemon.unwrap_or_else(|| self::daemon(&world));
+        let key = format!("f:{id}");
+        fill(&mut cache, &key).await;
+        sql.batch_execute(&format!("INSERT INTO first_model VALUES ({id})")).await.unwrap();
+        until("the first pass", || is_gone(&cache, &key)).await;
+        // A reader of the standby does not see the row, and stores what it saw.
+        let seen = lagging.query(&format!("SELECT FROM first_model WHERE id = {id}"), &[]).await.unwrap();
+        assert!(seen.is_empty());
+        fill(&mut cache, &key).await;
+        // What is owed outlives the process.
+        daemon.kill();
+    }
+    let last = daemon(&world);
+    lagging.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
+    for key in ["f:2", "f:3"] {
+        until(&format!("{key} is stale again"), || is_gone(&cache, key)).await;
+    }
+    world.settled(&sql).await;
+    assert!(last.get("/metrics").1.contains("waltag_replica_up{cache=\"c\""), "{}", last.log());
+}
+
+/// A standby that is away does not hold up the slot for ever; when it is back, and has replayed what it missed, everything goes
+/// stale once.
+#[tokio::test]
+async fn a_standby_that_is_away_is_made_up_for() {
+    let (world, mut standby) = world().await;
+    let daemon = daemon(&world);
+    let (sql, mut cache) = (world.sql().await, world.cache(0).await);
+    standby.stop("fast", Duration::from_secs(20)).unwrap();
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    until("it is told", || async {
+        daemon.get("/metrics").1.lines().any(|line| line.starts_with("waltag_replica_up") && line.ends_with(" 0"))
+    })
+    .await;
+    world.settled_within(&sql, Duration::from_secs(90)).await;
+    daemon.wait_for("what was made stale for its readers is made up for");
+    fill(&mut cache, "f:1").await;
+    standby.launch().unwrap();
+    until_within(Duration::from_secs(60), "it is stale again", || is_gone(&cache, "f:1")).await;
+    daemon.wait_for("a replica has caught up");
+}
