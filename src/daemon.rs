@@ -55,6 +55,8 @@ const STANDBY_WAIT: Duration = Duration::from_secs(1);
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 /// The catalog is compared with the rules this often: a table that is published is seen within this time.
 const CHECK: Duration = Duration::from_secs(5);
+/// After a TRUNCATE it is read at once, but no more often than this: nothing behind it may be called done before.
+const AFTER_TRUNCATE: Duration = Duration::from_millis(100);
 /// What `/status` shows is at most this old.
 const SHOW: Duration = Duration::from_secs(1);
 /// A server that says nothing for this long although it is asked is gone. Behind a large unpublished transaction it may be
@@ -179,8 +181,11 @@ impl Daemon {
         (self.renew, self.blind) = (false, None);
         (self.streams_inserts, self.reload.reopen_at) = (source.inserts, None);
         self.begin(&mut flow, &source.server, confirmed);
+        self.reload.forget_unjudged();
         match catalog {
-            Some(catalog) => self.judge(catalog, &mut flow),
+            // At first the markers say what was there before.
+            Some(catalog) if !flow.lanes.iter().all(Lane::is_covered) => self.judge(catalog, &mut flow),
+            Some(catalog) => self.reload.judge_later(self.rules.clone(), catalog),
             None => self.reload.look_again(),
         }
         let (server, slot) = (source.server.clone(), &self.settings.names.slot);
@@ -211,6 +216,7 @@ impl Daemon {
         let mut check: Option<Check> = None;
         let mut pulse = Pulse::new(self.settings.canary, &self.owner, source.version);
         let (mut looked, mut check_due, mut show_due) = (Instant::now(), Instant::now(), Instant::now());
+        let mut checked = Instant::now();
         let failed = |error| Error::stream("streaming", "the server", &error);
         loop {
             let advanced = flow.advance();
@@ -228,8 +234,13 @@ impl Daemon {
                 tracing::info!("caught up with the start");
                 return self.drain(source, flow, feedback).await;
             }
-            if self.reload.is_accepted() && !flow.is_within_transaction() {
+            if self.reload.is_accepted(flow.received()) && !flow.is_within_transaction() {
                 self.adopt(flow, &source.server);
+            }
+            self.judge_what_arrived(flow);
+            if flow.truncations.floor().is_some() && check_due > checked + AFTER_TRUNCATE {
+                self.reload.look_again();
+                check_due = checked + AFTER_TRUNCATE;
             }
             if self.reload.reopen_at.is_some_and(|position| flow.marked() >= Some(position)) {
                 return Err(Error::away("the publication of inserts came or went; opening the stream anew"));
@@ -249,7 +260,7 @@ impl Daemon {
                 return Err(Error { sentence, kind: Kind::Renew });
             }
             let room = flow.size() < self.settings.tag_memory;
-            if !room && self.reload.is_accepted() && flow.is_within_transaction() {
+            if !room && self.reload.is_accepted(Lsn(u64::MAX)) && flow.is_within_transaction() {
                 // The transaction would never end: the rules that are to replace these may name the Redis that is there.
                 return Err(Error::away("new rules, and no room to receive the rest of a transaction by the old ones"));
             }
@@ -279,10 +290,11 @@ impl Daemon {
                     }
                     show_due = Instant::now();
                 }
-                checked = wait_for(&mut check) => {
-                    (check, check_due) = (None, Instant::now() + CHECK);
-                    match checked {
-                        Ok(checked) => self.checked(checked, flow),
+                answer = wait_for(&mut check) => {
+                    (check, checked) = (None, Instant::now());
+                    check_due = checked + CHECK;
+                    match answer {
+                        Ok(found) => self.checked(found, flow),
                         Err(error) => tracing::warn!("the catalog cannot be read: {error}; trying again"),
                     }
                     show_due = Instant::now();

@@ -2,6 +2,8 @@
 //!
 //! Everything here is synchronous; [`crate::daemon`] feeds it and moves what it hands out.
 
+pub mod truncations;
+
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use crate::source::replication::pgoutput::Message;
 use crate::source::replication::relations::Relations;
 use crate::source::visibility::Snapshot;
 use crate::tags::Stale;
+use truncations::Truncations;
 
 /// A transaction of any size passes in pieces of this many bytes: protocol 1 sends it only after its commit, so tags may go
 /// out before its Commit message arrives.
@@ -39,6 +42,8 @@ pub struct Flow {
     pub relations: Relations,
     /// What readers do not see yet.
     pub fence: Fence,
+    /// Tables that were emptied.
+    pub truncations: Truncations,
     /// One per cache of the rules.
     pub lanes: Vec<Lane>,
     open: Option<Open>,
@@ -54,6 +59,7 @@ pub struct Flow {
 /// The transaction that is being received.
 struct Open {
     xid: Xid,
+    commit: Lsn,
     floor: Lsn,
     committed: Timestamp,
     stale: Vec<Stale>,
@@ -75,7 +81,20 @@ impl Flow {
     pub fn new(rules: Rc<Rules>, lanes: Vec<Lane>, metrics: Arc<Metrics>) -> Flow {
         let (relations, fence, looked) = (Relations::default(), Fence::default(), Instant::now());
         let changes = EVENTS.map(|(event, _)| (event, metrics.changes(event)));
-        Flow { rules, relations, fence, lanes, open: None, received: Lsn(0), end: Lsn(0), looked, metrics, changes }
+        let truncations = Truncations::default();
+        Flow {
+            rules,
+            relations,
+            fence,
+            truncations,
+            lanes,
+            open: None,
+            received: Lsn(0),
+            end: Lsn(0),
+            looked,
+            metrics,
+            changes,
+        }
     }
 
     /// Takes one message of the stream.
@@ -85,7 +104,8 @@ impl Flow {
                 // The commit record starts there.
                 self.end = self.end.max(Lsn(final_lsn.0 + 1));
                 let stale = self.nothing();
-                self.open = Some(Open { xid: *xid, floor: self.received, committed: *committed, stale });
+                let (commit, floor) = (*final_lsn, self.received);
+                self.open = Some(Open { xid: *xid, commit, floor, committed: *committed, stale });
                 return Ok(());
             }
             Message::Commit { end_lsn, .. } => {
@@ -108,6 +128,9 @@ impl Flow {
             _ => {}
         }
         let open = self.open.as_mut().ok_or(OutOfTurn)?;
+        if let Message::Truncate { relations } = message {
+            relations.iter().for_each(|relation| self.truncations.add(relation, open.xid, open.commit, open.floor));
+        }
         let Some((event, unlisted)) = self.relations.change(message, &mut open.stale) else { return Ok(()) };
         self.metrics.unlisted.inc_by(unlisted);
         if let Some((_, counter)) = self.changes.iter().find(|(counted, _)| *counted == event) {
@@ -217,7 +240,11 @@ impl Flow {
     /// Everything up to here was handed to the lanes.
     pub fn floor(&self) -> Lsn {
         let open = self.open.as_ref().map(|open| open.floor);
-        [Some(self.received), open, self.fence.floor()].into_iter().flatten().min().unwrap_or_default()
+        [Some(self.received), open, self.fence.floor(), self.truncations.floor()]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or_default()
     }
 
     /// Tells the lanes how far they may go, and returns what all of them have acknowledged.

@@ -24,16 +24,49 @@ pub struct Coverage {
 pub struct Fingerprint {
     /// Its number, its columns, how it is published.
     pub shape: String,
-    /// Those that hold its rows, with their files.
-    pub files: Vec<(u32, u32)>,
+    /// Those that hold its rows, sorted.
+    pub files: Vec<Held>,
+}
+
+/// A relation that holds rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Held {
+    /// Its number.
+    pub relation: u32,
+    /// That of its file: another one after a rewrite, and after a TRUNCATE.
+    pub file: u32,
+    /// The transaction that wrote this into the catalog.
+    pub writer: u32,
+}
+
+/// Relations that were emptied, each with the transaction.
+pub type Truncated = HashSet<(u32, u32)>;
+
+impl Held {
+    /// Did a TRUNCATE that the stream told of give it this file, and nothing after it another?
+    fn was_emptied(&self, truncated: &Truncated) -> bool {
+        truncated.contains(&(self.relation, self.writer))
+    }
 }
 
 impl Fingerprint {
+    /// Those that hold the rows belong to it: one that was attached brings rows that nobody was told of.
+    fn shape_id(&self) -> String {
+        let members: Vec<u32> = self.files.iter().map(|held| held.relation).collect();
+        id(&format!("{} {members:?}", self.shape))
+    }
+
+    fn files_id(&self) -> String {
+        let files: Vec<(u32, u32)> = self.files.iter().map(|held| (held.relation, held.file)).collect();
+        id(&format!("{files:?}"))
+    }
+
     /// The same but for files that a TRUNCATE replaced, which the stream told of.
-    fn is_same(&self, before: &Fingerprint, truncated: &HashSet<u32>) -> bool {
+    fn is_same(&self, before: &Fingerprint, truncated: &Truncated) -> bool {
         let pairs = self.files.iter().zip(&before.files);
-        let same =
-            |(new, old): (&(u32, u32), &(u32, u32))| new == old || (new.0 == old.0 && truncated.contains(&new.0));
+        let same = |(new, old): (&Held, &Held)| {
+            new.relation == old.relation && (new.file == old.file || new.was_emptied(truncated))
+        };
         self.shape == before.shape && self.files.len() == before.files.len() && pairs.into_iter().all(same)
     }
 }
@@ -60,23 +93,42 @@ impl Coverage {
         format!("{} {}", self.options, ids.join(" "))
     }
 
-    /// What `before` (the text of a marker) did not cover.
+    /// What `before` (the text of a marker) did not cover. Of tables that have other files and are the same otherwise nothing is said:
+    /// see [`Coverage::doubts`].
     pub fn beyond(&self, before: &str) -> Option<Gap> {
         let mut words = before.split(' ');
         if words.next() != Some(self.options.as_str()) {
             return Some(Gap::new("options", "the options of this cache have changed"));
         }
-        let known: HashSet<&str> = words.collect();
-        let ids: HashSet<&str> = known.iter().filter_map(|word| Some(word.split_once('.')?.0)).collect();
-        self.gap(|template| match (known.contains(template.word().as_str()), ids.contains(template.id.as_str())) {
-            (true, _) => News::None,
-            (false, true) => News::Table,
-            (false, false) => News::Template,
+        let known: HashMap<&str, &str> = words.filter_map(|word| word.split_once('.')).collect();
+        self.gap(|template| match known.get(template.id.as_str()).and_then(|table| table.split_once('.')) {
+            Some((shape, _)) if shape == template.table.shape_id() => News::None,
+            Some(_) => News::Table,
+            None => News::Template,
+        })
+    }
+
+    /// The templates whose tables have other files than `before` says: rewritten, or emptied by a TRUNCATE that is still to come in the
+    /// stream.
+    pub fn doubts(&self, before: &str) -> Coverage {
+        let known: HashMap<&str, &str> = before.split(' ').filter_map(|word| word.split_once('.')).collect();
+        let differs = |template: &&Covered| {
+            let table = known.get(template.id.as_str()).and_then(|table| table.split_once('.'));
+            table.is_some_and(|(shape, files)| shape == template.table.shape_id() && files != template.table.files_id())
+        };
+        Coverage { templates: self.templates.iter().filter(differs).cloned().collect(), ..Coverage::default() }
+    }
+
+    /// What no TRUNCATE explains.
+    pub fn unexplained(&self, truncated: &Truncated) -> Option<Gap> {
+        self.gap(|template| match template.table.files.iter().any(|held| held.was_emptied(truncated)) {
+            true => News::None,
+            false => News::Table,
         })
     }
 
     /// What `before` did not cover, while running: a TRUNCATE that the stream told of is no news.
-    pub fn since(&self, before: &Coverage, truncated: &HashSet<u32>) -> Option<Gap> {
+    pub fn since(&self, before: &Coverage, truncated: &Truncated) -> Option<Gap> {
         let known: HashMap<&str, &Fingerprint> =
             before.templates.iter().map(|template| (template.id.as_str(), &template.table)).collect();
         self.gap(|template| match known.get(template.id.as_str()) {
@@ -122,7 +174,7 @@ enum News {
 impl Covered {
     /// As it stands in the marker.
     fn word(&self) -> String {
-        format!("{}.{}", self.id, id(&format!("{:?}", self.table)))
+        format!("{}.{}.{}", self.id, self.table.shape_id(), self.table.files_id())
     }
 }
 
@@ -136,8 +188,10 @@ pub fn id(of: &str) -> String {
 mod tests {
     use super::*;
 
+    const HELD: Held = Held { relation: 1, file: 1, writer: 1 };
+
     fn coverage(options: &str, templates: &[&str]) -> Coverage {
-        let table = Fingerprint { shape: String::new(), files: vec![(1, 1)] };
+        let table = Fingerprint { shape: String::new(), files: vec![HELD] };
         let covered = |text: &&str| Covered {
             id: id(text),
             table: table.clone(),
@@ -156,12 +210,16 @@ mod tests {
         assert_eq!((gap.code, gap.sentence.as_str()), ("rules", "the rules cover `c` and 1 more template from now on"));
         assert_eq!(coverage("p", &["a"]).beyond(&before).unwrap().scope, Scope::Everything);
         let (mut rewritten, whole) = (coverage("o", &["a", "b"]), coverage("o", &["a", "b"]));
-        rewritten.templates[0].table.files = vec![(1, 2)];
-        assert_eq!(rewritten.beyond(&before).unwrap().code, "catalog");
+        rewritten.templates[0].table.files = vec![Held { file: 2, writer: 9, ..HELD }];
+        assert_eq!((rewritten.beyond(&before), whole.doubts(&before).templates.len()), (None, 0));
+        let doubts = rewritten.doubts(&before);
+        assert_eq!((doubts.templates.len(), doubts.unexplained(&HashSet::from([(1, 9)]))), (1, None));
+        assert_eq!(doubts.unexplained(&HashSet::from([(1, 8)])).unwrap().code, "catalog");
         assert_eq!(rewritten.since(&whole, &HashSet::new()).unwrap().code, "catalog");
-        assert_eq!(rewritten.since(&whole, &HashSet::from([1])), None, "a TRUNCATE that the stream told of");
-        rewritten.templates[0].table.files = vec![(1, 1), (2, 2)];
-        assert!(rewritten.since(&whole, &HashSet::from([1])).is_some(), "a partition that was attached");
+        assert_eq!(rewritten.since(&whole, &HashSet::from([(1, 9)])), None, "a TRUNCATE that the stream told of");
+        rewritten.templates[0].table.files = vec![HELD, Held { relation: 2, ..HELD }];
+        assert!(rewritten.since(&whole, &HashSet::from([(1, 9)])).is_some(), "a partition that was attached");
+        assert_eq!(rewritten.beyond(&before).unwrap().code, "catalog");
         assert_eq!(coverage("o", &[]).beyond(&coverage("o", &[]).text()), None);
     }
 }

@@ -6,7 +6,6 @@
 
 mod work;
 
-use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -18,7 +17,7 @@ use tokio::time::Instant;
 use super::Cache;
 use super::batch::Batch;
 use super::connection::Error;
-use super::coverage::Coverage;
+use super::coverage::{Coverage, Truncated};
 use super::flight::Outcome;
 use super::followers::Followers;
 use super::gap::{Gap, Scope};
@@ -26,6 +25,7 @@ use super::marker::{Marker, Origin, Progress};
 use super::repeats::Repeats;
 use super::sweep::{Passed, Sweeps};
 use crate::backoff::Backoff;
+use crate::flow::truncations::Truncations;
 use crate::source::clock::Timestamp;
 use crate::source::lsn::Lsn;
 use crate::source::visibility::Snapshot;
@@ -83,6 +83,11 @@ pub struct Lane {
     jumped: bool,
     /// Another daemon may have written meanwhile: the marker is read before it is written again.
     reread: bool,
+    /// Templates whose tables have other files than the marker says, the position behind which that is explained or not, and the one
+    /// that is held back until then.
+    doubts: Option<(Coverage, Lsn, Lsn)>,
+    /// The server's end when the catalog was read.
+    covered_at: Lsn,
     /// What the rules make stale here, ...
     coverage: Coverage,
     /// ... and whether the marker says it: counted, because it may change while a write is under way.
@@ -176,6 +181,8 @@ impl Lane {
             forgotten: false,
             jumped: false,
             reread: false,
+            doubts: None,
+            covered_at: Lsn(0),
             coverage: Coverage::default(),
             edition: 0,
             told_edition: None,
@@ -200,7 +207,9 @@ impl Lane {
 
     /// What the rules make stale here from now on, after these relations were emptied. What they did not before has missed
     /// changes. At first nothing is known of before: the marker will tell.
-    pub fn cover(&mut self, coverage: Coverage, truncated: &HashSet<u32>) -> Option<Gap> {
+    /// `end` is the server's when the catalog was read.
+    pub fn cover(&mut self, coverage: Coverage, truncated: &Truncated, end: Lsn) -> Option<Gap> {
+        self.covered_at = end;
         if coverage == self.coverage {
             return None;
         }
@@ -209,6 +218,14 @@ impl Lane {
         self.coverage = coverage;
         self.edition += 1;
         let gap = gap?;
+        self.sweeps.resync(gap.clone(), self.position);
+        Some(gap)
+    }
+
+    /// Everything up to `received` has arrived: were the tables with other files emptied by a TRUNCATE?
+    pub fn settle_doubts(&mut self, received: Lsn, truncations: &Truncations) -> Option<Gap> {
+        let (doubts, ..) = self.doubts.take_if(|(_, until, _)| received >= *until)?;
+        let gap = doubts.unexplained(&truncations.relations())?;
         self.sweeps.resync(gap.clone(), self.position);
         Some(gap)
     }
@@ -235,6 +252,11 @@ impl Lane {
     /// The resync under way, and whether everything may still be stale.
     pub fn resyncing(&self) -> Option<(&Gap, bool)> {
         self.sweeps.resyncing().map(|gap| (gap, self.sweeps.is_stale()))
+    }
+
+    /// Is it known what the rules make stale here?
+    pub fn is_covered(&self) -> bool {
+        self.edition > 0
     }
 
     /// Its cache.
@@ -274,7 +296,8 @@ impl Lane {
         }
         let first = [self.next.floor, self.in_flight.floor, self.sweeps.floor()];
         let first = first.into_iter().flatten().fold(position, Lsn::min);
-        let done = [self.repeats.floor(), self.followers.floor()].into_iter().flatten().fold(first, Lsn::min);
+        let doubted = self.doubts.as_ref().map(|(_, _, floor)| *floor);
+        let done = [self.repeats.floor(), self.followers.floor(), doubted].into_iter().flatten().fold(first, Lsn::min);
         let before = self.progress.unwrap_or(Progress { done, first });
         self.progress = Some(Progress { done: before.done.max(done), first: before.first.max(first) });
     }

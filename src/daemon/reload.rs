@@ -32,8 +32,11 @@ pub(super) struct Reload {
     misfit: bool,
     /// What was in force before an offer that was taken without comparing, because no stream ran yet.
     before: Option<Rc<Rules>>,
-    /// Compared, and to be put in force between two transactions.
+    /// Compared, and to be put in force between two transactions, when everything has arrived that its catalog shows.
     accepted: Option<(Rc<Rules>, Catalog)>,
+    /// A catalog that was read: it is judged when everything has arrived that it shows, because a TRUNCATE explains another file
+    /// only once it is known.
+    unjudged: Option<(Rc<Rules>, Catalog)>,
     /// Why the files as they are now are not in force.
     pub(super) refused: Option<String>,
     pub(super) uncovered: Vec<String>,
@@ -66,6 +69,7 @@ impl Reload {
             misfit: false,
             before: None,
             accepted: None,
+            unjudged: None,
             refused,
             uncovered: Vec::new(),
             degraded: Vec::new(),
@@ -88,9 +92,19 @@ impl Reload {
         self.read_at = None;
     }
 
-    /// Does a set wait to be put in force?
-    pub(super) fn is_accepted(&self) -> bool {
-        self.accepted.is_some()
+    /// Does a set wait to be put in force, and has everything arrived that its catalog shows?
+    pub(super) fn is_accepted(&self, received: Lsn) -> bool {
+        self.accepted.as_ref().is_some_and(|(_, catalog)| received >= catalog.end)
+    }
+
+    /// A catalog is to be judged later. One that waits already is not replaced: the stream may lag for long.
+    pub(super) fn judge_later(&mut self, rules: Rc<Rules>, catalog: Catalog) {
+        self.unjudged.get_or_insert((rules, catalog));
+    }
+
+    /// Another stream: what was read before it says nothing.
+    pub(super) fn forget_unjudged(&mut self) {
+        self.unjudged = None;
     }
 }
 
@@ -186,7 +200,6 @@ impl Daemon {
         let offer = self.reload.offer.clone();
         let (sql, names) = (sql.clone(), self.settings.names.clone());
         Box::pin(async move {
-            let slot = slot::State::read(&sql, &names.slot).await?;
             let read = async |rules: Option<Rc<Rules>>| match rules {
                 Some(rules) => {
                     let catalog = catalog::read(&sql, &rules, &names.publication).await?;
@@ -194,7 +207,9 @@ impl Daemon {
                 }
                 None => Ok(None),
             };
-            Ok(Checked { slot, catalog: read(rules).await?, offer: read(offer).await? })
+            let (catalog, offer) = (read(rules).await?, read(offer).await?);
+            let slot = slot::State::read(&sql, &names.slot).await?;
+            Ok(Checked { slot, catalog, offer })
         })
     }
 
@@ -204,7 +219,8 @@ impl Daemon {
         match checked.catalog {
             Some((rules, mut catalog)) if Rc::ptr_eq(&rules, &self.rules) => {
                 self.compare_streamed(&mut catalog);
-                self.judge(catalog, flow);
+                self.reload.judge_later(rules, catalog);
+                self.judge_what_arrived(flow);
             }
             Some(_) => self.reload.look_again(),
             None => {}
@@ -240,6 +256,7 @@ impl Daemon {
     /// Puts the accepted rules in force.
     pub(super) fn adopt(&mut self, flow: &mut Flow, server: &Server) {
         let Some((rules, catalog)) = self.reload.accepted.take() else { return };
+        self.reload.forget_unjudged();
         let share = share(self.settings.tag_memory, &rules);
         let (floor, alone) = (flow.floor(), rules.caches.len() == 1);
         let origin = origin(server);
@@ -265,6 +282,23 @@ impl Daemon {
         Lane::new(cache.clone(), marker, share, alone, self.settings.resync_rate, slot)
     }
 
+    /// Judges the catalog that waits, and what was in doubt at the start, if everything has arrived that explains it.
+    pub(super) fn judge_what_arrived(&mut self, flow: &mut Flow) {
+        let received = flow.received();
+        for lane in &mut flow.lanes {
+            if let Some(gap) = lane.settle_doubts(received, &flow.truncations) {
+                self.tell_gap(lane, &gap);
+            }
+        }
+        if self.reload.unjudged.as_ref().is_none_or(|(_, catalog)| received < catalog.end) {
+            return;
+        }
+        match self.reload.unjudged.take() {
+            Some((rules, catalog)) if Rc::ptr_eq(&rules, &self.rules) => self.judge(catalog, flow),
+            _ => self.reload.look_again(),
+        }
+    }
+
     /// Compares the rules in force with the catalog: which cover their tables, and what they did not before.
     pub(super) fn judge(&mut self, catalog: Catalog, flow: &mut Flow) {
         let (degraded, uncovered) = verify::tables(&self.rules, &catalog, &self.settings.names.publication);
@@ -285,7 +319,7 @@ impl Daemon {
             tracing::info!("every rule fits its table, and every table is published");
         }
         (self.reload.degraded, self.reload.uncovered) = (degraded, uncovered);
-        let truncated = flow.relations.take_truncated();
+        let truncated = flow.truncations.relations();
         for (index, lane) in flow.lanes.iter_mut().enumerate() {
             let coverage = self.rules.coverage(
                 index,
@@ -306,10 +340,11 @@ impl Daemon {
                     "a sweep cannot reach the keys of this template: it does not start with a literal that ends in a separator"
                 );
             }
-            if let Some(gap) = lane.cover(coverage, &truncated) {
+            if let Some(gap) = lane.cover(coverage, &truncated, catalog.end) {
                 self.tell_gap(lane, &gap);
             }
         }
+        flow.truncations.looked(catalog.begin);
         self.catalog = Some(catalog);
     }
 }

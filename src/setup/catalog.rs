@@ -4,9 +4,10 @@ mod query;
 
 use std::collections::HashMap;
 
-use crate::cache::coverage::Fingerprint;
+use crate::cache::coverage::{Fingerprint, Held};
 use crate::rules::Rules;
 use crate::rules::tables::TableName;
+use crate::source::lsn::Lsn;
 use crate::source::replication::slot::inserts_of;
 use crate::source::session::{Error, Sql, identifier, literal};
 
@@ -15,6 +16,10 @@ use crate::source::session::{Error, Sql, identifier, literal};
 pub struct Catalog {
     /// `server_version_num`.
     pub version: u32,
+    /// What was committed before it was read, and nothing else, is certainly in it, ...
+    pub begin: Lsn,
+    /// ... and nothing that was committed after this.
+    pub end: Lsn,
     /// The publication.
     pub publication: Publication,
     /// The second one, for tables whose rows nothing identifies: it sends what is inserted and truncated, and lets them change
@@ -70,10 +75,11 @@ impl Table {
 
     /// What does not change unless rows changed, or stopped arriving, in a way that the stream does not tell.
     pub fn fingerprint(&self) -> Fingerprint {
-        let mut files: Vec<(u32, u32)> = self.members.iter().map(|member| (member.oid, member.file)).collect();
+        let held = |member: &Member| Held { relation: member.oid, file: member.file, writer: member.writer };
+        let mut files: Vec<Held> = self.members.iter().map(held).collect();
         let mut shape = format!("{} {}", self.publishing, self.attributes);
         if let Some((oid, file, counters)) = &self.refreshed {
-            files.push((*oid, *file));
+            files.push(Held { relation: *oid, file: *file, writer: 0 });
             shape = format!("{shape} {counters}");
         }
         files.sort_unstable();
@@ -124,8 +130,10 @@ pub struct Member {
     pub table: TableName,
     /// Its number, ...
     pub oid: u32,
-    /// ... and that of its file: another one after a rewrite.
+    /// ... that of its file: another one after a rewrite, ...
     pub file: u32,
+    /// ... and of the transaction that wrote its row of pg_class.
+    pub writer: u32,
     /// `relreplident`: `d`, `n`, `f` or `i`.
     pub identity: char,
     /// Columns of the index that identifies rows; empty without one.
@@ -157,6 +165,7 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
     let version = session.value("SELECT current_setting('server_version_num')").await?;
     let mut catalog =
         Catalog { version: version.and_then(|text| text.parse().ok()).unwrap_or_default(), ..Catalog::default() };
+    catalog.begin = position(session).await?;
     let inserts = inserts_of(publication);
     catalog.inserts = read_publication(session, &inserts, &["insert", "truncate"], &mut catalog).await?;
     let kinds = ["insert", "update", "delete", "truncate"];
@@ -174,6 +183,7 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
     let names: Vec<String> =
         tables.iter().map(|table| format!("({}, {})", literal(&table.schema), literal(&table.name))).collect();
     if names.is_empty() {
+        catalog.end = catalog.begin;
         return Ok(catalog);
     }
     let query = query::tables(&names.join(", "), &[publication, &inserts], catalog.version >= 150_000);
@@ -208,6 +218,7 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
             key_generated: field(12) == "t",
             oid: field(13).parse().unwrap_or_default(),
             file: field(14).parse().unwrap_or_default(),
+            writer: field(18).parse().unwrap_or_default(),
             inserted: field(16) == "t",
             listed: row.get(17).and_then(|list| serde_json::from_str(list).ok()),
         };
@@ -215,7 +226,14 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
             table.members.push(member);
         }
     }
+    catalog.end = position(session).await?;
     Ok(catalog)
+}
+
+/// The end of what is committed; zero on a standby.
+async fn position(session: &Sql) -> Result<Lsn, Error> {
+    let query = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn()::text END";
+    Ok(session.value(query).await?.and_then(|text| text.parse().ok()).unwrap_or_default())
 }
 
 /// Reads a publication that should send `kinds`.

@@ -5,6 +5,7 @@
 mod bad_input;
 mod bench;
 mod changes;
+mod chaos;
 mod clients;
 mod commands;
 mod crash;

@@ -39,7 +39,7 @@ impl Lane {
 
     /// Is there something that the marker should tell or prove?
     fn has_moved(&self) -> bool {
-        let told = self.told_edition == Some(self.edition) || self.full;
+        let told = self.told_edition == Some(self.edition) || self.full || self.doubts.is_some();
         let unproven = self.unproven.as_ref().is_some_and(|batch| batch.tags.size() > UNPROVEN);
         unproven || ((self.progress > self.written || self.forgotten || !told) && self.sweeps.resyncing().is_none())
     }
@@ -48,7 +48,8 @@ impl Lane {
     fn marker_write(&mut self) -> redis::Cmd {
         let resyncing = self.sweeps.resyncing().is_some();
         self.forgotten |= resyncing;
-        let news = self.told_edition != Some(self.edition);
+        // As long as it is in doubt, a crash must find what stood there.
+        let news = self.told_edition != Some(self.edition) && self.doubts.is_none();
         self.in_flight.edition = news.then_some(self.edition);
         let rules = news.then(|| self.coverage.text());
         self.marker.write(self.progress.filter(|_| !resyncing), resyncing, rules.as_deref())
@@ -158,7 +159,12 @@ impl Lane {
         self.attachment = Attachment::Attached;
         let told = self.written.map_or(self.confirmed, |written| written.done.max(self.confirmed));
         let jumped = std::mem::take(&mut self.jumped);
+        let before = found.rules.clone().unwrap_or_default();
         let gap = self.marker.found(found, told, &self.coverage, jumped);
+        let doubts = self.coverage.doubts(&before);
+        if gap.is_none() && !doubts.templates.is_empty() {
+            self.doubts = Some((doubts, self.covered_at, self.confirmed));
+        }
         self.told_edition = None;
         let gap = if detached { Some(Gap::new("detached", "it was away for too long")) } else { gap }?;
         let news = self.sweeps.resyncing().is_none();

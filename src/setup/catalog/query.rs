@@ -101,7 +101,7 @@ pub(super) fn members(names: &str, publication: &str, inserts: &str, with_lists_
            EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY (key.indkey) AND a.attgenerated <> ''), \
            c.oid, c.relfilenode, \
            EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated = 's'), \
-           {inserted}, {list} \
+           {inserted}, {list}, c.xmin::text \
          FROM tree JOIN pg_class r ON r.oid = tree.root JOIN pg_namespace rn ON rn.oid = r.relnamespace \
          JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace \
          LEFT JOIN pg_index key ON key.indrelid = c.oid AND {IDENTITY_INDEX} \

@@ -3,7 +3,6 @@
 //! `publish_via_partition_root` is false, so a leaf arrives under its own name; its rules are those of its ancestors in
 //! `pg_inherits`.
 
-use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -36,8 +35,6 @@ pub struct Relations {
     partitions: HashSet<u32>,
     /// Base types of domains.
     types: HashMap<u32, u32>,
-    /// Emptied since the catalog was looked at last.
-    truncated: RefCell<HashSet<u32>>,
 }
 
 /// Built-in types that mean something to styles, paths and conditions: a domain over one of them is one of them.
@@ -131,11 +128,6 @@ impl Relations {
         !self.known.contains_key(&oid)
     }
 
-    /// The relations that were emptied since this was asked last: they have other files now.
-    pub fn take_truncated(&self) -> HashSet<u32> {
-        self.truncated.take()
-    }
-
     /// Compiles every plan again, by other rules.
     pub fn compile(&mut self, rules: &Rules) {
         for (oid, relation) in &mut self.known {
@@ -207,7 +199,6 @@ impl Relations {
 
     fn truncate(&self, oid: u32, stale: &mut [Stale]) -> u64 {
         let change = Change { event: Event::Truncate, old: None, new: None };
-        self.truncated.borrow_mut().insert(oid);
         self.known.get(&oid).map_or(0, |relation| relation.renders(change, stale))
     }
 }

@@ -1,0 +1,222 @@
+//! What goes wrong, and how many resyncs each owes: one per cache that may have missed something.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{LIMIT, Lab, dice};
+use crate::support::{signal, until_within};
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    Kill,
+    Stop,
+    RedisPaused,
+    WalsenderEnded,
+    PostgresRestarted,
+    Reload,
+    ReplicaPaused,
+    SlotDropped,
+    BackendKilled,
+    PublicationRecreated,
+    PublicationAltered,
+    RedisEmptied,
+    RedisRestarted,
+    RedisFromACopy,
+    Rewritten,
+}
+
+/// None of these may make anything stale that did not change.
+pub const HARMLESS: [Fault; 7] = [
+    Fault::Kill,
+    Fault::RedisPaused,
+    Fault::WalsenderEnded,
+    Fault::PostgresRestarted,
+    Fault::Reload,
+    Fault::ReplicaPaused,
+    Fault::Stop,
+];
+
+/// After each of these something may have been missed.
+pub const GAPS: [Fault; 8] = [
+    Fault::SlotDropped,
+    Fault::RedisEmptied,
+    Fault::BackendKilled,
+    Fault::PublicationRecreated,
+    Fault::RedisRestarted,
+    Fault::PublicationAltered,
+    Fault::RedisFromACopy,
+    Fault::Rewritten,
+];
+
+impl Fault {
+    pub fn name(self) -> &'static str {
+        match self {
+            Fault::Kill => "kill",
+            Fault::Stop => "stop",
+            Fault::RedisPaused => "redis_paused",
+            Fault::WalsenderEnded => "walsender",
+            Fault::PostgresRestarted => "restart",
+            Fault::Reload => "reload",
+            Fault::ReplicaPaused => "replica_paused",
+            Fault::SlotDropped => "slot",
+            Fault::BackendKilled => "crash",
+            Fault::PublicationRecreated => "publication",
+            Fault::PublicationAltered => "alter_publication",
+            Fault::RedisEmptied => "flushdb",
+            Fault::RedisRestarted => "redis_restarted",
+            Fault::RedisFromACopy => "redis_copy",
+            Fault::Rewritten => "ddl",
+        }
+    }
+
+    /// How many caches owe a resync after it.
+    pub fn owes(self) -> u32 {
+        match self {
+            // Every cache: nobody knows what was not sent.
+            Fault::SlotDropped | Fault::BackendKilled | Fault::PublicationRecreated => 4,
+            // Every cache has templates of the table.
+            Fault::PublicationAltered | Fault::Rewritten => 4,
+            // Both caches of that Redis.
+            Fault::RedisRestarted | Fault::RedisFromACopy => 2,
+            Fault::RedisEmptied => 1,
+            _ => 0,
+        }
+    }
+}
+
+impl Lab {
+    /// Lets it happen; how many resyncs it owes.
+    pub(super) async fn suffer(self: &Arc<Lab>, fault: Fault) -> u32 {
+        let (sql, before) = (self.sql().await, self.resyncs().await);
+        let execute =
+            async |text: &str| sql.batch_execute(text).await.unwrap_or_else(|error| panic!("{text}: {error:?}"));
+        match fault {
+            Fault::Kill => {
+                self.take_daemon().await.kill();
+                self.start_daemon().await;
+            }
+            Fault::Stop => {
+                assert_eq!(self.take_daemon().await.stop(), Some(0));
+                self.start_daemon().await;
+            }
+            Fault::RedisPaused => {
+                let pid = self.world.lock().await.redis.pid().unwrap();
+                signal(pid, "STOP");
+                tokio::time::sleep(Duration::from_millis(dice(200..2_000))).await;
+                signal(pid, "CONT");
+            }
+            Fault::WalsenderEnded => {
+                execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active").await
+            }
+            Fault::PostgresRestarted => {
+                let mut world = self.world.lock().await;
+                world.postgres.stop("fast", LIMIT).unwrap();
+                world.postgres.launch().unwrap();
+            }
+            Fault::Reload => self.daemon.lock().await.as_ref().unwrap().signal("HUP"),
+            Fault::ReplicaPaused => {
+                let Some(standby) = super::session(&self.urls.standby).await else { return 0 };
+                standby.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
+                tokio::time::sleep(Duration::from_millis(dice(200..2_000))).await;
+                standby.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
+            }
+            Fault::SlotDropped => {
+                let drop = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active;
+                    SELECT pg_drop_replication_slot('waltag')";
+                until_within(LIMIT, "the slot is dropped", || async { sql.batch_execute(drop).await.is_ok() }).await;
+            }
+            Fault::BackendKilled => self.crash().await,
+            Fault::PublicationRecreated => {
+                // Writers go on in between.
+                let tables: String = sql
+                    .query_one(
+                        "SELECT string_agg(tablename, ', ') FROM pg_publication_tables WHERE pubname = 'waltag'",
+                        &[],
+                    )
+                    .await
+                    .unwrap()
+                    .get(0);
+                execute("DROP PUBLICATION waltag").await;
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                execute(&format!("CREATE PUBLICATION waltag FOR TABLE {tables}")).await;
+            }
+            Fault::PublicationAltered => {
+                // A writer that is open over it: what it wrote before is never sent.
+                let open = self.sql().await;
+                open.batch_execute("BEGIN").await.unwrap();
+                let row = "INSERT INTO item VALUES (-1, 3, 0) ON CONFLICT (id) DO UPDATE SET cat = (item.cat + 1) % 8";
+                open.batch_execute(row).await.unwrap();
+                execute("ALTER PUBLICATION waltag DROP TABLE item, bulk").await;
+                open.batch_execute("UPDATE item SET cat = 5 WHERE id = -1").await.unwrap();
+                execute("ALTER PUBLICATION waltag ADD TABLE item, bulk").await;
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                open.batch_execute("COMMIT").await.unwrap();
+            }
+            Fault::RedisEmptied => {
+                let mut cache = redis::Client::open(self.urls.library.as_str())
+                    .unwrap()
+                    .get_multiplexed_async_connection()
+                    .await
+                    .unwrap();
+                redis::cmd("FLUSHDB").exec_async(&mut cache).await.unwrap();
+            }
+            Fault::RedisRestarted => {
+                let mut world = self.world.lock().await;
+                world.redis.kill();
+                world.redis.launch().unwrap();
+            }
+            Fault::RedisFromACopy => {
+                let mut cache = redis::Client::open(self.urls.library.as_str())
+                    .unwrap()
+                    .get_multiplexed_async_connection()
+                    .await
+                    .unwrap();
+                redis::cmd("SAVE").exec_async(&mut cache).await.unwrap();
+                // Between two passes.
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                let mut world = self.world.lock().await;
+                world.redis.kill();
+                world.redis.launch().unwrap();
+                drop(world);
+                let mut cache = redis::Client::open(self.urls.library.as_str())
+                    .unwrap()
+                    .get_multiplexed_async_connection()
+                    .await
+                    .unwrap();
+                let size: u64 = redis::cmd("DBSIZE").query_async(&mut cache).await.unwrap();
+                assert!(size > 0, "the copy was loaded");
+            }
+            Fault::Rewritten => {
+                // A TRUNCATE before the catalog is looked at would sweep what the resync is for.
+                let rest = self.rest.write().await;
+                execute("ALTER TABLE item ALTER val TYPE numeric USING val + 0; ALTER TABLE item ALTER val TYPE bigint USING val::bigint").await;
+                self.wait_for_resyncs(before + fault.owes()).await;
+                drop(rest);
+            }
+        }
+        if fault.owes() > 0 && !matches!(fault, Fault::RedisEmptied | Fault::RedisRestarted | Fault::RedisFromACopy) {
+            self.forgive(before + fault.owes()).await;
+        }
+        fault.owes()
+    }
+
+    /// What was committed before the resync began may not be in the ledger.
+    async fn forgive(&self, resyncs: u32) {
+        self.wait_for_resyncs(resyncs).await;
+        *self.forgiven.lock().await = Instant::now();
+    }
+
+    /// One backend is killed while others commit asynchronously: the server ends all of them and forgets what was not flushed.
+    async fn crash(&self) {
+        let victim = self.sql().await;
+        victim.batch_execute("SET synchronous_commit = off").await.unwrap();
+        for _ in 0..20 {
+            let _ = victim.batch_execute("UPDATE item SET cat = (cat + 1) % 8 WHERE id <= 20").await;
+        }
+        let pid: i32 = victim.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        signal(pid as u32, "KILL");
+        until_within(LIMIT, "the server is back", || async { super::session(&self.urls.primary).await.is_some() })
+            .await;
+    }
+}

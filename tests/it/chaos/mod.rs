@@ -1,0 +1,303 @@
+//! Chaos: writers, readers and faults at random; at the end, and at rests in between, every cached record is compared with the
+//! database by code that shares nothing with waltag. `scripts/chaos [seconds]` runs it.
+//!
+//! Four caches: `library` (the protocol of cache-dependencies: a tag without a key is stale), `versions` (a tag without a key is
+//! valid; versions are taken before the row is read), `standby` (records under plain keys, read from a lagging standby), and `ledger`,
+//! which nobody reads: each UNLINK there is a first pass, and each row version has a tag of its own, so what was sent is compared
+//! with what was owed.
+
+mod faults;
+mod readers;
+mod writers;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use tokio::sync::{Mutex, RwLock};
+use tokio_postgres::Client;
+use waltag::demo::monitor::Monitor;
+use waltag::demo::servers::{Postgres, Redis};
+
+use crate::support::{Daemon, World, until_within};
+use faults::Fault;
+
+/// Rows of the table that is written at random.
+const ROWS: i32 = 120;
+/// Their categories.
+const CATEGORIES: i32 = 8;
+/// Nothing takes longer unless it hangs.
+const LIMIT: Duration = Duration::from_secs(60);
+
+const SCHEMA: &str = "
+    CREATE SEQUENCE nonce;
+    CREATE TABLE item (id int PRIMARY KEY, cat int NOT NULL, val bigint NOT NULL);
+    CREATE TABLE bulk (id int PRIMARY KEY, val bigint NOT NULL);
+    INSERT INTO bulk SELECT n, nextval('nonce') FROM generate_series(1, 10000) n;
+    INSERT INTO item SELECT n, n % 8, nextval('nonce') FROM generate_series(1, 120) n";
+
+/// Everything that runs.
+pub struct Lab {
+    world: Mutex<World>,
+    /// It runs as long as this is there.
+    _standby: Postgres,
+    /// `versions` is by itself, because it is away for the whole of a run; so is `ledger`, because it never is.
+    versions: Mutex<Redis>,
+    _ledger: Redis,
+    monitor: Monitor,
+    daemon: Mutex<Option<Daemon>>,
+    logs: Mutex<Vec<String>>,
+    /// Writers hold it for reading; a rest takes it.
+    rest: RwLock<()>,
+    urls: Urls,
+    counts: Counts,
+    /// Row versions that were committed, each with the moment; and those of which nobody knows.
+    owed: Mutex<HashMap<u64, Instant>>,
+    sent: Mutex<HashSet<u64>>,
+    /// Nothing that was committed before is owed to the ledger: a resync stands for it.
+    forgiven: Mutex<Instant>,
+}
+
+/// Where everything is; ports stay the same over restarts.
+pub struct Urls {
+    primary: String,
+    standby: String,
+    library: String,
+    plain: String,
+    versions: String,
+}
+
+#[derive(Default)]
+struct Counts {
+    commits: AtomicU64,
+    reads: AtomicU64,
+    hits: AtomicU64,
+    stale: AtomicU64,
+}
+
+/// What a run does, and what it owes.
+struct Run {
+    name: &'static str,
+    faults: &'static [Fault],
+    /// The cache `versions` is away from the beginning to the end.
+    one_is_away: bool,
+}
+
+const RUNS: [Run; 3] = [
+    Run { name: "a: no faults", faults: &[], one_is_away: false },
+    Run { name: "b: faults that owe no resync", faults: &faults::HARMLESS, one_is_away: true },
+    Run { name: "c: faults that owe one", faults: &faults::GAPS, one_is_away: false },
+];
+
+/// CHAOS_SECONDS of each of the three runs; CHAOS_RUN names one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "long: scripts/chaos"]
+async fn chaos() {
+    let seconds = std::env::var("CHAOS_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let only = std::env::var("CHAOS_RUN").unwrap_or_default();
+    let mut failed = Vec::new();
+    for run in RUNS.iter().filter(|run| run.name.starts_with(&only)) {
+        let (line, well) = Lab::new().await.run(run, Duration::from_secs(seconds)).await;
+        println!("{}\n{line}", run.name);
+        if !well {
+            failed.push(run.name);
+        }
+    }
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
+
+impl Lab {
+    async fn new() -> Arc<Lab> {
+        let world = World::with("synchronous_commit = on\n", SCHEMA).await;
+        let standby = Postgres::standby_of(&world.postgres).unwrap();
+        let (versions, ledger) = (Redis::start(&[]).unwrap(), Redis::start(&[]).unwrap());
+        let text = format!(
+            r#"
+version: 1
+caches:
+  library: {{ url: "{{redis}}/0", dialect: cache-dependencies, repeat: [1s] }}
+  versions: {{ url: "{}", dialect: version, absent: valid, ttl: 1d, repeat: [], detach_after: 2s }}
+  standby: {{ url: "{{redis}}/1", dialect: keys, repeat: [1s], replicas: ["{}"] }}
+  ledger: {{ url: "{}", dialect: keys, repeat: [] }}
+rules:
+  - {{ table: item, caches: [library, standby], tags: ["item:<id>", "cat:<cat>"] }}
+  - {{ table: item, caches: [versions], unknown: ["all"], tags: ["item:<id>", "cat:<cat>"] }}
+  - {{ tables: [item, bulk], caches: [ledger], tags: ["v:<val>"] }}
+"#,
+            versions.url(0),
+            standby.url("waltag", "shop"),
+            ledger.url(0)
+        );
+        world.setup(&text);
+        let urls = Urls {
+            primary: world.postgres.url("postgres", "shop"),
+            standby: standby.url("postgres", "shop"),
+            library: world.redis.url(0),
+            plain: world.redis.url(1),
+            versions: versions.url(0),
+        };
+        Arc::new(Lab {
+            world: Mutex::new(world),
+            _standby: standby,
+            versions: Mutex::new(versions),
+            monitor: Monitor::start(ledger.port),
+            _ledger: ledger,
+            daemon: Mutex::default(),
+            logs: Mutex::default(),
+            rest: RwLock::default(),
+            urls,
+            counts: Counts::default(),
+            // The row of an altered publication.
+            owed: Mutex::new(HashMap::from([(0, Instant::now())])),
+            sent: Mutex::default(),
+            forgiven: Mutex::new(Instant::now()),
+        })
+    }
+
+    async fn run(self: Arc<Lab>, run: &Run, length: Duration) -> (String, bool) {
+        self.start_daemon().await;
+        self.daemon.lock().await.as_ref().unwrap().wait_for(" ready ");
+        self.daemon.lock().await.as_ref().unwrap().wait_until_resynced();
+        if run.one_is_away {
+            self.versions.lock().await.kill();
+        }
+        let mut tasks = Vec::new();
+        tasks.extend((0..3).map(|number| tokio::spawn(writers::write(self.clone(), number))));
+        tasks.extend((0..2).flat_map(|_| readers::all(&self)));
+        let (mut made, mut owed_resyncs) = (BTreeMap::<&str, u32>::new(), 0);
+        let before = self.resyncs().await;
+        let (begin, mut round) = (Instant::now(), 0);
+        while begin.elapsed() < length || (!run.faults.is_empty() && made.len() < run.faults.len()) {
+            tokio::time::sleep(Duration::from_millis(dice(300..1_500))).await;
+            // Each in turn, and in a run that has time for more, at random.
+            let next = if made.len() < run.faults.len() { round } else { dice(0..run.faults.len().max(1)) };
+            round += 1;
+            if let Some(fault) = run.faults.get(next) {
+                owed_resyncs += self.suffer(*fault).await;
+                *made.entry(fault.name()).or_default() += 1;
+            }
+            if fault_owes(run, next) || round % 6 == 0 {
+                self.take_rest(run, before + owed_resyncs).await;
+            }
+        }
+        self.take_rest(run, before + owed_resyncs).await;
+        tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        self.verdict(run, made, owed_resyncs, self.resyncs().await - before).await
+    }
+
+    /// Writers stop, everything settles, and each record is compared.
+    async fn take_rest(&self, run: &Run, resyncs: u32) {
+        let _rest = self.rest.write().await;
+        let sql = self.sql().await;
+        self.wait_for_resyncs(resyncs).await;
+        // Confirmed means: every pass is over, those for the standby's readers included.
+        let settled = async || {
+            let query =
+                "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots WHERE slot_name = 'waltag'";
+            let now: String = sql.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
+            until_within(LIMIT, &format!("the slot confirms {now}"), || async {
+                sql.query_opt(query, &[&now]).await.unwrap().is_some_and(|row| row.get(0))
+            })
+            .await;
+        };
+        settled().await;
+        // A slow reader may store what it read before the last change; its record goes stale with the last repeat.
+        tokio::time::sleep(readers::SLOWEST + Duration::from_millis(100)).await;
+        settled().await;
+        let sent = self.monitor.unlinked();
+        self.monitor.forget();
+        self.sent.lock().await.extend(sent.iter().filter_map(|line| line.strip_prefix("0 v:")?.parse::<u64>().ok()));
+        let stale = readers::compare(&self.urls, &sql, !run.one_is_away).await;
+        if !stale.is_empty() {
+            println!("stale: {stale:?}");
+            self.counts.stale.fetch_add(stale.len() as u64, Relaxed);
+        }
+    }
+
+    async fn verdict(&self, run: &Run, made: BTreeMap<&str, u32>, owed_resyncs: u32, resyncs: u32) -> (String, bool) {
+        let (owed, sent, forgiven) = (self.owed.lock().await, self.sent.lock().await, *self.forgiven.lock().await);
+        let unsent = owed.iter().filter(|(version, at)| !sent.contains(version) && **at > forgiven);
+        let missed = unsent.clone().count();
+        if missed > 0 {
+            println!("missed: {:?}", unsent.take(20).collect::<Vec<_>>());
+        }
+        let (excess, owed_count) = (sent.iter().filter(|version| !owed.contains_key(version)).count(), owed.len());
+        let over = (owed_count + excess) as f64 / owed_count.max(1) as f64;
+        let faults: Vec<String> = made.iter().map(|(name, count)| format!("{name}:{count}")).collect();
+        let count = |counter: &AtomicU64| counter.load(Relaxed);
+        let Counts { commits, reads, hits, stale } = &self.counts;
+        let line = format!(
+            "chaos: commits={} reads={} hits={} stale={} missed={missed} over={over:.2} resyncs={resyncs} faults={}",
+            count(commits),
+            count(reads),
+            count(hits),
+            count(stale),
+            faults.join(",")
+        );
+        let well = count(stale) == 0 && missed == 0 && excess == 0 && resyncs == owed_resyncs && count(hits) > 0;
+        if !well {
+            println!("{} ended with {excess} too many, {owed_resyncs} resyncs owed\n{}", run.name, self.told().await);
+        }
+        (line, well)
+    }
+
+    /// A session on the primary, once it answers.
+    async fn sql(&self) -> Client {
+        loop {
+            if let Some(client) = session(&self.urls.primary).await {
+                return client;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn start_daemon(&self) {
+        let world = self.world.lock().await;
+        let daemon = world.start_at("waltag=info", &mut world.waltag("waltag", &["run", "--lock-timeout", "500ms"]));
+        *self.daemon.lock().await = Some(daemon);
+    }
+
+    /// Takes the daemon away, and keeps what it said.
+    async fn take_daemon(&self) -> Daemon {
+        let daemon = self.daemon.lock().await.take().unwrap();
+        self.logs.lock().await.push(daemon.log());
+        daemon
+    }
+
+    async fn told(&self) -> String {
+        let mut all = self.logs.lock().await.clone();
+        all.extend(self.daemon.lock().await.as_ref().map(Daemon::log));
+        all.join("\n")
+    }
+
+    async fn wait_for_resyncs(&self, count: u32) {
+        let deadline = Instant::now() + LIMIT;
+        while self.resyncs().await < count {
+            assert!(Instant::now() < deadline, "never: {count} resyncs\n{}", self.told().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Resyncs that are complete, over all daemons and caches.
+    async fn resyncs(&self) -> u32 {
+        self.told().await.matches("resync complete").count() as u32
+    }
+}
+
+/// Such a fault is over before the next one comes: two gaps at once are one resync.
+fn fault_owes(run: &Run, index: usize) -> bool {
+    run.faults.get(index).is_some_and(|fault| fault.owes() > 0)
+}
+
+/// A number in the range. No generator is held over an await.
+fn dice<T: rand::distr::uniform::SampleUniform, R: rand::distr::uniform::SampleRange<T>>(range: R) -> T {
+    rand::rng().random_range(range)
+}
+
+async fn session(url: &str) -> Option<Client> {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.ok()?;
+    tokio::spawn(connection);
+    Some(client)
+}
