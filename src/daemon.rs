@@ -234,7 +234,10 @@ impl Daemon {
                 tracing::info!("caught up with the start");
                 return self.drain(source, flow, feedback).await;
             }
-            if self.reload.is_accepted(flow.received()) && !flow.is_within_transaction() {
+            let room = flow.size() < self.settings.tag_memory;
+            // Without room nothing more arrives until the new rules are in force.
+            let arrived = if room { flow.received() } else { Lsn(u64::MAX) };
+            if self.reload.is_accepted(arrived) && !flow.is_within_transaction() {
                 self.adopt(flow, &source.server);
             }
             self.judge_what_arrived(flow);
