@@ -110,8 +110,12 @@ async fn chaos() {
 
 impl Lab {
     async fn new() -> Arc<Lab> {
-        let world = World::with("synchronous_commit = on\n", SCHEMA).await;
+        let world = World::with("", SCHEMA).await;
         let standby = Postgres::standby_of(&world.postgres).unwrap();
+        // Commits wait for the standby, and are visible only then: without the fence they would go stale too early.
+        let synchronous = "ALTER SYSTEM SET synchronous_standby_names = 'walreceiver'";
+        world.sql().await.batch_execute(synchronous).await.unwrap();
+        world.postgres.reload().unwrap();
         let (versions, ledger) = (Redis::start(&[]).unwrap(), Redis::start(&[]).unwrap());
         let text = format!(
             r#"
