@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{LIMIT, Lab, dice};
+use super::{LIMIT, Lab, OTHER_ROW, dice};
 use crate::support::{signal, until_within};
 
 /// Something that goes wrong.
@@ -12,6 +12,7 @@ pub enum Fault {
     Kill,
     Stop,
     RedisPaused,
+    KilledWhilePaused,
     WalsenderEnded,
     PostgresRestarted,
     Reload,
@@ -27,8 +28,9 @@ pub enum Fault {
 }
 
 /// None of these may make anything stale that did not change.
-pub const HARMLESS: [Fault; 7] = [
+pub const HARMLESS: [Fault; 8] = [
     Fault::Kill,
+    Fault::KilledWhilePaused,
     Fault::RedisPaused,
     Fault::WalsenderEnded,
     Fault::PostgresRestarted,
@@ -55,6 +57,7 @@ impl Fault {
             Fault::Kill => "kill",
             Fault::Stop => "stop",
             Fault::RedisPaused => "redis_paused",
+            Fault::KilledWhilePaused => "killed_while_paused",
             Fault::WalsenderEnded => "walsender",
             Fault::PostgresRestarted => "restart",
             Fault::Reload => "reload",
@@ -106,6 +109,15 @@ impl Lab {
                 tokio::time::sleep(Duration::from_millis(dice(200..2_000))).await;
                 signal(pid, "CONT");
             }
+            Fault::KilledWhilePaused => {
+                // What Redis never answered for must come again.
+                let pid = self.world.lock().await.redis.pid().unwrap();
+                signal(pid, "STOP");
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                self.take_daemon().await.kill();
+                signal(pid, "CONT");
+                self.start_daemon().await;
+            }
             Fault::WalsenderEnded => {
                 execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active").await
             }
@@ -118,7 +130,7 @@ impl Lab {
             Fault::ReplicaPaused => {
                 let Some(standby) = super::session(&self.urls.standby).await else { return 0 };
                 standby.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
-                tokio::time::sleep(Duration::from_millis(dice(200..2_000))).await;
+                tokio::time::sleep(Duration::from_millis(dice(1_500..3_000))).await;
                 standby.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
             }
             Fault::SlotDropped => {
@@ -142,15 +154,19 @@ impl Lab {
                 execute(&format!("CREATE PUBLICATION waltag FOR TABLE {tables}")).await;
             }
             Fault::PublicationAltered => {
-                // A writer that is open over it: what it wrote before is never sent.
+                // A writer that is open over it: what it wrote before is never sent, and everything has gone stale, and was cached
+                // again, when it commits.
+                let (id, stale) = (OTHER_ROW, self.said("everything is stale").await);
+                let row = format!("INSERT INTO item VALUES ({id}, 8, 0) ON CONFLICT (id) DO UPDATE SET cat = 8");
+                execute(&row).await;
                 let open = self.sql().await;
-                open.batch_execute("BEGIN").await.unwrap();
-                let row = "INSERT INTO item VALUES (-1, 3, 0) ON CONFLICT (id) DO UPDATE SET cat = (item.cat + 1) % 8";
-                open.batch_execute(row).await.unwrap();
+                open.batch_execute(&format!("BEGIN; UPDATE item SET cat = 9 WHERE id = {id}")).await.unwrap();
                 execute("ALTER PUBLICATION waltag DROP TABLE item, bulk").await;
-                open.batch_execute("UPDATE item SET cat = 5 WHERE id = -1").await.unwrap();
+                open.batch_execute(&format!("UPDATE item SET cat = 10 WHERE id = {id}")).await.unwrap();
                 execute("ALTER PUBLICATION waltag ADD TABLE item, bulk").await;
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                until_within(LIMIT, "the first pass", || async { self.said("everything is stale").await >= stale + 4 })
+                    .await;
+                tokio::time::sleep(Duration::from_secs(2)).await;
                 open.batch_execute("COMMIT").await.unwrap();
             }
             Fault::RedisEmptied => {

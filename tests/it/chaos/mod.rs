@@ -28,6 +28,9 @@ use faults::Fault;
 const ROWS: i32 = 120;
 /// Their categories.
 const CATEGORIES: i32 = 8;
+/// A row, and its categories, that only one of the faults writes.
+const OTHER_ROW: i32 = ROWS + 1;
+const OTHER_CATEGORIES: std::ops::Range<i32> = CATEGORIES..CATEGORIES + 3;
 /// Nothing takes longer unless it hangs.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -112,10 +115,13 @@ impl Lab {
     async fn new() -> Arc<Lab> {
         let world = World::with("", SCHEMA).await;
         let standby = Postgres::standby_of(&world.postgres).unwrap();
-        // Commits wait for the standby, and are visible only then: without the fence they would go stale too early.
+        // Commits wait for the standby, those of one writer until it has replayed them, and are visible only then: without the fence
+        // they would go stale too early.
         let synchronous = "ALTER SYSTEM SET synchronous_standby_names = 'walreceiver'";
         world.sql().await.batch_execute(synchronous).await.unwrap();
         world.postgres.reload().unwrap();
+        standby.configure("hot_standby = on\nrecovery_min_apply_delay = 20ms").unwrap();
+        standby.reload().unwrap();
         let (versions, ledger) = (Redis::start(&[]).unwrap(), Redis::start(&[]).unwrap());
         let text = format!(
             r#"
@@ -282,6 +288,11 @@ rules:
             assert!(Instant::now() < deadline, "never: {count} resyncs\n{}", self.told().await);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// How often the daemons said so.
+    async fn said(&self, words: &str) -> usize {
+        self.told().await.matches(words).count()
     }
 
     /// Resyncs that are complete, over all daemons and caches.

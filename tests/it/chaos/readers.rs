@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
-use super::{CATEGORIES, Lab, ROWS, Urls, dice, session};
+use super::{Lab, OTHER_CATEGORIES, OTHER_ROW, Urls, dice, session};
 
 /// The longest that a computation takes: within the repeat.
 pub const SLOWEST: Duration = Duration::from_millis(400);
@@ -70,8 +70,8 @@ async fn connect(url: &str) -> Option<MultiplexedConnection> {
 async fn look(protocol: Protocol, cache: &mut MultiplexedConnection, sql: &Client) -> RedisResult<Option<bool>> {
     tokio::time::sleep(Duration::from_millis(dice(0..4))).await;
     let name = match dice(0..3) {
-        0 => format!("cat:{}", dice(0..CATEGORIES)),
-        _ => format!("item:{}", dice(1..=ROWS)),
+        0 => format!("cat:{}", dice(0..OTHER_CATEGORIES.end)),
+        _ => format!("item:{}", dice(1..=OTHER_ROW)),
     };
     if fresh(protocol, cache, &name).await?.is_some() {
         return Ok(Some(true));
@@ -151,8 +151,10 @@ pub async fn compare(urls: &Urls, sql: &Client, with_versions: bool) -> Vec<Stri
     if with_versions {
         caches.push((Protocol::Versions, "versions", &urls.versions));
     }
-    let names: Vec<String> =
-        (1..=ROWS).map(|id| format!("item:{id}")).chain((0..CATEGORIES).map(|cat| format!("cat:{cat}"))).collect();
+    let names: Vec<String> = (1..=OTHER_ROW)
+        .map(|id| format!("item:{id}"))
+        .chain((0..OTHER_CATEGORIES.end).map(|cat| format!("cat:{cat}")))
+        .collect();
     for (protocol, cache, url) in caches {
         let mut connection = connect(url).await.unwrap();
         for name in &names {

@@ -21,6 +21,12 @@ pub async fn write(lab: Arc<Lab>, number: u32) {
             }
             continue;
         };
+        // What one of them commits is visible only when the standby has replayed it.
+        let waits = if number == 2 { "remote_apply" } else { "on" };
+        if sql.batch_execute(&format!("SET synchronous_commit = {waits}")).await.is_err() {
+            client = None;
+            continue;
+        }
         if transaction(&lab, sql, number).await.is_err() {
             client = None;
         }
