@@ -198,3 +198,27 @@ async fn a_transaction_that_holds_wal_is_named() {
     assert!(!daemon.log().contains("--max-retained-wal"), "{}", daemon.log());
     old.batch_execute("ROLLBACK").await.unwrap();
 }
+
+/// An asynchronous standby is promoted: it has no slot, and may lack commits that readers have seen. Everything goes stale, and the
+/// stream goes on there.
+#[tokio::test]
+async fn a_promoted_standby_is_a_gap_and_then_the_source() {
+    let mut world = World::new().await;
+    world.setup(RULES);
+    let standby = waltag::demo::servers::Postgres::standby_of(&world.postgres).unwrap();
+    let url = format!("postgres://waltag@127.0.0.1:{},127.0.0.1:{}/shop", world.postgres.port, standby.port);
+    let daemon = world.start(world.waltag("waltag", &["run"]).env("WALTAG_DATABASE_URL", url));
+    daemon.wait_for(" ready ");
+    daemon.wait_until_resynced();
+    let mut cache = world.cache(1).await;
+    fill(&mut cache, "FirstModel.pk:7").await;
+    world.postgres.stop("immediate", std::time::Duration::from_secs(20)).unwrap();
+    let sql = crate::support::connect(&standby.url("postgres", "shop")).await;
+    sql.batch_execute("SELECT pg_promote()").await.unwrap();
+    until("what may never have been is stale", || is_gone(&cache, "FirstModel.pk:7")).await;
+    daemon.wait_for("timeline=\"2\"");
+    daemon.wait_until_resynced();
+    fill(&mut cache, "FirstModel.pk:8").await;
+    sql.batch_execute("INSERT INTO first_model VALUES (8)").await.unwrap();
+    until("the new primary is read", || is_gone(&cache, "FirstModel.pk:8")).await;
+}
