@@ -1,6 +1,7 @@
 //! What goes wrong, and how many resyncs each owes: one per cache that may have missed something.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::{LIMIT, Lab, OTHER_ROW, dice};
@@ -130,7 +131,10 @@ impl Lab {
             Fault::ReplicaPaused => {
                 let Some(standby) = super::session(&self.urls.standby).await else { return 0 };
                 standby.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
-                tokio::time::sleep(Duration::from_millis(dice(1_500..3_000))).await;
+                tokio::time::sleep(Duration::from_millis(dice(200..1_000))).await;
+                // Until every repeat is over: what is cached now is what the standby has, and nothing else makes it stale.
+                self.quiet.store(true, Relaxed);
+                tokio::time::sleep(Duration::from_millis(1_500)).await;
                 standby.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
             }
             Fault::SlotDropped => {

@@ -12,7 +12,7 @@ mod writers;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
@@ -54,6 +54,8 @@ pub struct Lab {
     logs: Mutex<Vec<String>>,
     /// Writers hold it for reading; a rest takes it.
     rest: RwLock<()>,
+    /// No writer begins anything until the next rest is over.
+    quiet: AtomicBool,
     urls: Urls,
     counts: Counts,
     /// Row versions that were committed, each with the moment; and those of which nobody knows.
@@ -157,6 +159,7 @@ rules:
             daemon: Mutex::default(),
             logs: Mutex::default(),
             rest: RwLock::default(),
+            quiet: AtomicBool::new(false),
             urls,
             counts: Counts::default(),
             // The row of an altered publication.
@@ -188,7 +191,7 @@ rules:
                 owed_resyncs += self.suffer(*fault).await;
                 *made.entry(fault.name()).or_default() += 1;
             }
-            if fault_owes(run, next) || round % 6 == 0 {
+            if fault_owes(run, next) || self.quiet.load(Relaxed) || round % 6 == 0 {
                 self.take_rest(run, before + owed_resyncs).await;
             }
         }
@@ -220,6 +223,7 @@ rules:
         self.monitor.forget();
         self.sent.lock().await.extend(sent.iter().filter_map(|line| line.strip_prefix("0 v:")?.parse::<u64>().ok()));
         let stale = readers::compare(&self.urls, &sql, !run.one_is_away).await;
+        self.quiet.store(false, Relaxed);
         if !stale.is_empty() {
             println!("stale: {stale:?}");
             self.counts.stale.fetch_add(stale.len() as u64, Relaxed);

@@ -13,6 +13,10 @@ use super::{CATEGORIES, Lab, ROWS, dice, session};
 pub async fn write(lab: Arc<Lab>, number: u32) {
     let mut client = None;
     loop {
+        if lab.quiet.load(Relaxed) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            continue;
+        }
         let _at_work = lab.rest.read().await;
         let Some(sql) = &client else {
             client = session(&lab.urls.primary).await;
