@@ -246,6 +246,8 @@ impl Daemon {
                 check_due = checked + AFTER_TRUNCATE;
             }
             if self.reload.reopen_at.is_some_and(|position| flow.marked() >= Some(position)) {
+                // The slot must start behind the moment when the publication came, or the stream would look for it in vain.
+                feedback.send(&mut source.connection).await.map_err(failed)?;
                 return Err(Error::away("the publication of inserts came or went; opening the stream anew"));
             }
             self.announce(flow);
@@ -265,6 +267,7 @@ impl Daemon {
             let room = flow.size() < self.settings.tag_memory;
             if !room && self.reload.is_accepted(Lsn(u64::MAX)) && flow.is_within_transaction() {
                 // The transaction would never end: the rules that are to replace these may name the Redis that is there.
+                self.reload.adopt_at_once();
                 return Err(Error::away("new rules, and no room to receive the rest of a transaction by the old ones"));
             }
             if !room {
@@ -318,6 +321,7 @@ impl Daemon {
                 sent = wait_for(&mut pulse.running) => {
                     pulse.running = None;
                     if let Err(error) = sent {
+                        pulse.give_up();
                         tracing::debug!("a message of our own could not be sent: {error}");
                     }
                 }

@@ -172,11 +172,12 @@ async fn wait(State(board): State<Board>, Query(wait): Query<Wait>) -> (StatusCo
         return wrong(format!("`{}` is not a position such as 0/16B3748", wait.lsn));
     };
     let limit = match wait.timeout.as_deref().map_or(Ok(WAIT), quantity::duration) {
-        Ok(limit) => limit.min(LONGEST_WAIT),
+        Ok(limit) if limit > LONGEST_WAIT => return wrong(format!("the timeout is at most {LONGEST_WAIT:?}")),
+        Ok(limit) => limit,
         Err(sentence) => return wrong(sentence),
     };
-    board.wanted.fetch_max(lsn.0, Ordering::Relaxed);
     let mut reached = board.reached.subscribe();
+    board.wanted.fetch_max(lsn.0, Ordering::Relaxed);
     board.knock.notify_one();
     let over = |reached: &Reached| reached.detached.is_some() || reached.position >= lsn;
     match timeout(limit, reached.wait_for(over)).await {

@@ -119,9 +119,9 @@ impl Coverage {
         Coverage { templates: self.templates.iter().filter(differs).cloned().collect(), ..Coverage::default() }
     }
 
-    /// What no TRUNCATE explains.
+    /// What no TRUNCATE explains. Which of several files changed is not known, so each of them must have been emptied.
     pub fn unexplained(&self, truncated: &Truncated) -> Option<Gap> {
-        self.gap(|template| match template.table.files.iter().any(|held| held.was_emptied(truncated)) {
+        self.gap(|template| match template.table.files.iter().all(|held| held.was_emptied(truncated)) {
             true => News::None,
             false => News::Table,
         })

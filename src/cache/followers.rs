@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use tokio::sync::Notify;
 
 use super::batch::Batch;
+use super::gap::Scope;
 use crate::source::endpoint::Endpoint;
 use crate::source::lsn::Lsn;
 use crate::source::replica::{Replayed, Replica};
@@ -21,8 +22,8 @@ pub struct Followers {
     held: VecDeque<Held>,
     size: usize,
     share: usize,
-    /// More was owed than may be kept: everything goes stale once this was replayed; it holds back the second position.
-    overflow: Option<(Lsn, Lsn)>,
+    /// A sweep, or more than may be kept: it goes stale once this was replayed, and holds back the second position.
+    sweep: Option<(Scope, Lsn, Lsn)>,
     moved: Arc<Notify>,
     moving: Pin<Box<dyn Future<Output = ()>>>,
 }
@@ -55,7 +56,7 @@ impl Followers {
         };
         let replicas = endpoints.iter().map(follower).collect();
         let moving = wait(&moved);
-        Followers { replicas, held: VecDeque::new(), size: 0, share, overflow: None, moved, moving }
+        Followers { replicas, held: VecDeque::new(), size: 0, share, sweep: None, moved, moving }
     }
 
     /// Ready when a standby has moved.
@@ -86,11 +87,25 @@ impl Followers {
         }
         if self.size > self.share {
             let floor = self.floor().unwrap_or(floor);
-            self.overflow = Some((until, floor));
             self.held.clear();
             self.size = 0;
+            self.sweep(Scope::Everything, until, floor);
         }
         self.replicas.iter().for_each(|follower| follower.replica.want(true));
+    }
+
+    /// What a sweep makes stale now goes stale again once everything up to `until` was replayed.
+    pub fn sweep(&mut self, scope: Scope, until: Lsn, floor: Lsn) {
+        if self.replicas.is_empty() {
+            return;
+        }
+        self.sweep = Some(match self.sweep.take() {
+            None => (scope, until, floor),
+            Some((own, before, held)) => (own.and(scope), before.max(until), held.min(floor)),
+        });
+        self.replicas.iter().for_each(|follower| follower.replica.want(true));
+        // It may have been replayed already, by those that are there.
+        self.moved.notify_one();
     }
 
     /// Everything up to here is visible on every standby that is there.
@@ -102,10 +117,10 @@ impl Followers {
             .unwrap_or(Some(Lsn(u64::MAX)))
     }
 
-    /// Looks at the standbys. `began` is where this process began, `end` what was received. True if everything has to go stale, with the
-    /// position that the sweep holds back.
-    pub fn look(&mut self, began: Lsn, end: Lsn) -> Option<Lsn> {
-        let mut everything = None;
+    /// Looks at the standbys. `began` is where this process began, `end` what was received. What has to go stale by a sweep, with the position
+    /// that it holds back.
+    pub fn look(&mut self, began: Lsn, end: Lsn) -> Option<(Scope, Lsn)> {
+        let mut stale = None;
         for follower in &mut self.replicas {
             match follower.replica.replayed() {
                 Replayed::Away => (follower.away, follower.seen) = (true, true),
@@ -118,19 +133,29 @@ impl Followers {
                     follower.seen = true;
                     if follower.catch_up.is_some_and(|wanted| replayed >= wanted) {
                         follower.catch_up = None;
-                        everything = Some(end);
+                        stale = Some((Scope::Everything, end));
                     }
                 }
                 Replayed::Unknown => {}
             }
         }
-        if let Some((until, floor)) = self.overflow
-            && self.replayed() >= Some(until)
+        if self.sweep.as_ref().is_some_and(|(_, until, _)| self.replayed() >= Some(*until))
+            && let Some((scope, _, floor)) = self.sweep.take()
         {
-            self.overflow = None;
-            everything = Some(floor);
+            stale = Some(match stale {
+                None => (scope, floor),
+                Some((own, before)) => (own.and(scope), floor.min(before)),
+            });
+            self.rest();
         }
-        everything
+        stale
+    }
+
+    /// With nothing owed the standbys are looked at seldom.
+    fn rest(&self) {
+        if self.held.is_empty() && self.sweep.is_none() {
+            self.replicas.iter().for_each(|follower| follower.replica.want(false));
+        }
     }
 
     /// The tags of the front, if every standby has replayed past them; they stay until [`Followers::done`].
@@ -143,22 +168,21 @@ impl Followers {
     pub fn done(&mut self) -> Option<Batch> {
         let Held { floor, tags, .. } = self.held.pop_front()?;
         self.size -= tags.size();
-        if self.held.is_empty() && self.overflow.is_none() {
-            self.replicas.iter().for_each(|follower| follower.replica.want(false));
-        }
+        self.rest();
         Some(Batch { tags, floor: Some(floor), committed: None })
     }
 
     /// The position that they hold back.
     pub fn floor(&self) -> Option<Lsn> {
-        let overflow = self.overflow.map(|(_, floor)| floor);
-        self.held.iter().map(|held| held.floor).chain(overflow).min()
+        let sweep = self.sweep.as_ref().map(|(_, _, floor)| *floor);
+        self.held.iter().map(|held| held.floor).chain(sweep).min()
     }
 
     /// Nothing is owed any more: the cache is detached.
     pub fn forget(&mut self) {
         self.held.clear();
-        (self.size, self.overflow) = (0, None);
+        (self.size, self.sweep) = (0, None);
+        self.rest();
     }
 
     /// Host and port of each, and whether it is there.

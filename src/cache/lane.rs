@@ -201,7 +201,7 @@ impl Lane {
         self.confirmed = confirmed;
         self.position = self.position.max(confirmed);
         let gap = self.marker.set_origin(origin).filter(|_| self.is_attached())?;
-        self.sweeps.resync(gap.clone(), self.position);
+        self.make_up_for(gap.clone(), self.position);
         Some(gap)
     }
 
@@ -218,7 +218,7 @@ impl Lane {
         self.coverage = coverage;
         self.edition += 1;
         let gap = gap?;
-        self.sweeps.resync(gap.clone(), self.position);
+        self.make_up_for(gap.clone(), self.position);
         Some(gap)
     }
 
@@ -226,7 +226,7 @@ impl Lane {
     pub fn settle_doubts(&mut self, received: Lsn, truncations: &Truncations) -> Option<Gap> {
         let (doubts, ..) = self.doubts.take_if(|(_, until, _)| received >= *until)?;
         let gap = doubts.unexplained(&truncations.relations())?;
-        self.sweeps.resync(gap.clone(), self.position);
+        self.make_up_for(gap.clone(), self.position);
         Some(gap)
     }
 
@@ -275,6 +275,7 @@ impl Lane {
     /// These keys go stale, because of a transaction after `floor`.
     pub fn sweep(&mut self, scope: Scope, floor: Lsn) {
         if self.attachment == Attachment::Attached {
+            self.followers.sweep(scope.clone(), self.newest(), floor);
             self.sweeps.want(scope, floor);
         }
     }
@@ -282,8 +283,19 @@ impl Lane {
     /// Everything that the rules can reach goes stale, because something may have been missed after `floor`.
     pub fn resync(&mut self, gap: Gap, floor: Lsn) {
         if self.attachment == Attachment::Attached {
-            self.sweeps.resync(gap, floor);
+            self.make_up_for(gap, floor);
         }
+    }
+
+    /// Begins a resync, for the readers of standbys, too.
+    fn make_up_for(&mut self, gap: Gap, floor: Lsn) {
+        self.followers.sweep(gap.scope.clone(), self.newest(), floor);
+        self.sweeps.resync(gap, floor);
+    }
+
+    /// Nothing that is known of ends after this.
+    fn newest(&self) -> Lsn {
+        self.end.max(self.covered_at).max(self.confirmed)
     }
 
     /// Everything up to `position` was handed over; what is still owed lowers it. Never goes back: what was done stays done.
@@ -369,9 +381,9 @@ impl Lane {
             return Poll::Ready(event);
         }
         while self.followers.poll(context).is_ready() {
-            if let Some(floor) = self.followers.look(self.confirmed, self.end) {
-                tracing::info!(cache = self.cache.name, "a replica has caught up: everything goes stale");
-                self.sweep(Scope::Everything, floor);
+            if let Some((scope, floor)) = self.followers.look(self.confirmed, self.end) {
+                tracing::info!(cache = self.cache.name, "a replica has caught up with what was swept");
+                self.sweeps.want(scope, floor);
             }
             self.wake();
         }

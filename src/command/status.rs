@@ -44,6 +44,7 @@ pub async fn wait(settings: &Settings, lsn: &str, limit: &str) -> Result<(), Fai
             show(body.trim_end());
             Ok(())
         }
+        "400" => Err(usage(body.trim_end().to_owned())),
         "503" | "504" => Err(Failure::new(Exit::NotYet, body.trim_end())),
         _ => Err(away(&settings.listen, "what answers is not waltag")),
     }

@@ -74,6 +74,11 @@ impl Pulse {
         self.running = Some(sql.ask(query));
     }
 
+    /// It could not be sent: another follows.
+    pub(super) fn give_up(&mut self) {
+        self.sent = None;
+    }
+
     /// Takes a message of the stream; how long the canary took if it is ours.
     pub(super) fn heard(&mut self, prefix: &str, content: &[u8]) -> Option<Duration> {
         let (number, at) = self.sent?;

@@ -99,7 +99,18 @@ impl Reload {
 
     /// A catalog is to be judged later. One that waits already is not replaced: the stream may lag for long.
     pub(super) fn judge_later(&mut self, rules: Rc<Rules>, catalog: Catalog) {
-        self.unjudged.get_or_insert((rules, catalog));
+        match self.unjudged {
+            // It is read again, whatever the snapshot says.
+            Some(_) => self.read_at = None,
+            None => self.unjudged = Some((rules, catalog)),
+        }
+    }
+
+    /// The accepted set is put in force before anything else arrives: there is no room for it.
+    pub(super) fn adopt_at_once(&mut self) {
+        if let Some((_, catalog)) = &mut self.accepted {
+            catalog.end = Lsn(0);
+        }
     }
 
     /// Another stream: what was read before it says nothing.

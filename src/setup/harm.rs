@@ -2,17 +2,19 @@
 
 use super::catalog::{Catalog, Member};
 use super::identity::{Change, Identity};
+use super::publishing::divide;
 use super::statements::is_ours;
-use super::verify;
 use crate::rules::Rules;
+use crate::rules::tables::TableName;
 
 /// A sentence for each table that cannot be published without harm.
 pub fn refusals(rules: &Rules, catalog: &Catalog, changes: &[Change]) -> Vec<String> {
     let mut refusals = Vec::new();
+    // Published without its updates, a table can be as it likes.
+    let for_inserts: Vec<&TableName> = divide(rules, catalog).inserts.iter().map(|(name, _)| *name).collect();
     for name in catalog.names() {
         let Some(table) = catalog.tables.get(name) else { continue };
-        if verify::only_inserts(rules, name) {
-            // Goes to the publication of inserts if nothing identifies its rows.
+        if for_inserts.contains(&name) {
             continue;
         }
         if table.kind == 'p' && !table.has_primary_key {

@@ -2,6 +2,7 @@
 //! whose rules listen to nothing but inserts and whose rows nothing identifies. Published with updates, their UPDATE would fail.
 
 use super::catalog::{Catalog, Publication, Table};
+use super::identity::{Change, Identity};
 use super::lists::{self, Lists};
 use super::statements::{Statement, is_ours};
 use super::verify;
@@ -29,9 +30,19 @@ pub fn divide<'a>(rules: &Rules, catalog: &'a Catalog) -> Wanted<'a> {
 }
 
 /// Takes out what must not be in a publication before identities change: lists that no longer hold what is needed.
-pub fn widen(catalog: &Catalog, lists: &Lists) -> Vec<Statement> {
+pub fn widen(catalog: &Catalog, lists: &Lists, changes: &[Change]) -> Vec<Statement> {
+    // A list must hold the identity at every moment: one that lacks columns of the index to come is narrowed again at the end.
+    let lacks = |name: &TableName, listed: &Vec<String>| {
+        changes.iter().any(|change| match &change.to {
+            Identity::Index { columns, .. } => {
+                change.member.table == *name && !columns.iter().all(|column| listed.contains(column))
+            }
+            Identity::Full => false,
+        })
+    };
     let narrow = |(name, table): &(&TableName, &Table)| {
-        !lists.contains_key(name) && table.members.iter().any(|member| member.listed.is_some())
+        let listed = table.members.iter().find_map(|member| member.listed.as_ref());
+        listed.is_some_and(|listed| !lists.contains_key(name) || lacks(name, listed))
     };
     let tables = catalog.names().into_iter().filter_map(|name| Some((name, catalog.tables.get(name)?)));
     let again = |(name, _): (&TableName, &Table)| replace(&catalog.publication.name, name, None);
@@ -41,7 +52,8 @@ pub fn widen(catalog: &Catalog, lists: &Lists) -> Vec<Statement> {
 
 /// Adds the tables of the rules to their publications; takes those out that no rule names any more, if the publication is ours.
 pub fn publish(catalog: &Catalog, wanted: &Wanted, lists: &Lists) -> Vec<Statement> {
-    let mut statements = Vec::new();
+    // Out of the one before it comes into the other: the server refuses a table that two publications send with different columns.
+    let mut statements: Vec<Statement> = withdraw(&catalog.inserts, &wanted.inserts).into_iter().collect();
     if !catalog.covers_all {
         let is_there = |(name, table): &(&TableName, &Table)| {
             (table.kind == 'p' && catalog.publication.tables.contains(name))
@@ -63,7 +75,6 @@ pub fn publish(catalog: &Catalog, wanted: &Wanted, lists: &Lists) -> Vec<Stateme
     };
     let missing = wanted.inserts.iter().filter(|table| !is_there(table));
     statements.extend(add(&catalog.inserts, missing.flat_map(|(name, table)| names(name, table, true, &Lists::new()))));
-    statements.extend(withdraw(&catalog.inserts, &wanted.inserts));
     statements
 }
 

@@ -14,8 +14,8 @@ pub struct Remains {
     pub slot: Option<String>,
     /// Tables, as SQL, that another publication sends the updates of and that nothing would identify as they were before.
     pub still_published: HashSet<String>,
-    /// Indexes that setup made, as SQL, with their tables.
-    pub indexes: Vec<(String, String)>,
+    /// Indexes that setup made, as SQL, with their tables, and whether they identify rows.
+    pub indexes: Vec<(String, String, bool)>,
 }
 
 impl Remains {
@@ -30,14 +30,14 @@ impl Remains {
             }
         }
         let query = format!(
-            "SELECT quote_ident(n.nspname) || '.' || quote_ident(k.relname), n.nspname, c.relname FROM pg_index i \
+            "SELECT quote_ident(n.nspname) || '.' || quote_ident(k.relname), n.nspname, c.relname, i.indisreplident FROM pg_index i \
              JOIN pg_class k ON k.oid = i.indexrelid JOIN pg_class c ON c.oid = i.indrelid \
              JOIN pg_namespace n ON n.oid = k.relnamespace WHERE starts_with(k.relname, '{INDEX_PREFIX}') ORDER BY 1"
         );
         for row in session.rows(&query).await? {
             let field = |index: usize| row.get(index).unwrap_or_default();
             let table = format!("{}.{}", identifier(field(1)), identifier(field(2)));
-            remains.indexes.push((field(0).to_owned(), table));
+            remains.indexes.push((field(0).to_owned(), table, field(3) == "t"));
         }
         Ok(remains)
     }
@@ -81,8 +81,10 @@ pub fn remove(catalog: &Catalog, remains: &Remains, role: &Role) -> Vec<Statemen
     if catalog.publication.exists && is_ours(catalog.publication.comment.as_deref()) {
         statements.push(restore(catalog, remains));
     }
-    for (index, table) in &remains.indexes {
-        if remains.still_published.contains(table) {
+    // One that identifies rows may go only if this very removal gives its table another identity: it may be another installation's.
+    let restored = remembered(catalog);
+    for (index, table, identifies) in &remains.indexes {
+        if *identifies && (!restored.contains_key(table) || remains.still_published.contains(table)) {
             continue;
         }
         statements.push(Statement::new(format!("DROP INDEX CONCURRENTLY IF EXISTS {index};")));

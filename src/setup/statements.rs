@@ -7,6 +7,7 @@ use std::fmt;
 use super::catalog::{Catalog, Member};
 use super::cost::{Cost, Costs};
 use super::identity::{Change, Identity, Indexable};
+use super::lists::Lists;
 use super::{harm, lists, publishing};
 use crate::rules::Rules;
 use crate::source::session::{identifier, literal};
@@ -88,7 +89,12 @@ pub fn apply(rules: &Rules, catalog: &Catalog, decided: &Decided, role: &Role) -
     }
     let mut statements = role_statements(role);
     let (wanted, name) = (publishing::divide(rules, catalog), identifier(&catalog.publication.name));
-    let lists = lists::choose(rules, catalog, decided.changes, decided.indexable.is_some());
+    let ours = !catalog.publication.exists || is_ours(catalog.publication.comment.as_deref());
+    // What somebody else publishes is not narrowed.
+    let lists = match ours {
+        true => lists::choose(rules, catalog, decided.changes, decided.indexable.is_some()),
+        false => Lists::new(),
+    };
     // The previous identities are written down first, then changed, then the tables are published: an interruption leaves
     // neither an identity that nobody remembers nor a published table whose updates fail.
     if !catalog.publication.exists {
@@ -100,7 +106,6 @@ pub fn apply(rules: &Rules, catalog: &Catalog, decided: &Decided, role: &Role) -
         statements.push(Statement::new(INSERTS.replace("{publication}", &name)));
         statements.push(Statement::new(format!("COMMENT ON PUBLICATION {name} IS '{MARK}inserts';")));
     }
-    let ours = !catalog.publication.exists || is_ours(catalog.publication.comment.as_deref());
     if ours && !catalog.sends_generated {
         statements.push(Statement::new(format!(
             "-- PostgreSQL 18 refuses UPDATE and DELETE of a whole old row whose stored generated columns are not published.\nALTER PUBLICATION {name} SET (publish_generated_columns = stored);"
@@ -109,7 +114,7 @@ pub fn apply(rules: &Rules, catalog: &Catalog, decided: &Decided, role: &Role) -
     if ours {
         statements.extend(remember(catalog, decided.changes));
     }
-    statements.extend(publishing::widen(catalog, &lists));
+    statements.extend(publishing::widen(catalog, &lists, decided.changes));
     decided.changes.iter().for_each(|change| statements.extend(change_identity(change, decided, ours)));
     statements.extend(publishing::publish(catalog, &wanted, &lists));
     Ok(statements)

@@ -203,3 +203,55 @@ async fn an_index_that_was_interrupted_is_begun_anew() {
     assert_eq!(text(&sql, valid).await, "true");
     assert_eq!(state(&sql).await, "i id,category_id; d id");
 }
+
+/// The application writes between any two statements, whatever the rules need next.
+#[tokio::test]
+async fn no_statement_makes_a_write_fail() {
+    let world = World::with("", SCHEMA).await;
+    let sql = world.sql().await;
+    for (rules, wal) in [
+        (RULES.to_owned(), false),
+        (RULES.to_owned(), true),
+        (RULES.replace("category:<category_id>", "category:<category_id>.<kind>"), true),
+        (RULES.replace("category:<category_id>", "kind:<kind>"), true),
+        (RULES.replace("category:<category_id>", "name:<name>"), true),
+        (RULES.to_owned(), true),
+    ] {
+        world.rules(&rules);
+        let arguments = if wal { &["setup", "--prefer", "wal"][..] } else { &["setup"] };
+        let printed = succeed(&mut world.waltag("postgres", arguments));
+        for statement in printed.split("\n\n").filter(|text| !text.starts_with("-- Nothing")) {
+            sql.batch_execute(statement).await.unwrap_or_else(|error| panic!("{statement}: {error:?}"));
+            for write in [
+                "UPDATE item SET category_id = category_id + 1, kind = 'w' WHERE id = 1",
+                "UPDATE plain SET name = 'w'",
+            ] {
+                sql.batch_execute(write).await.unwrap_or_else(|error| panic!("{write} after {statement}: {error:?}"));
+            }
+        }
+        assert!(succeed(&mut world.waltag("postgres", arguments)).contains("Nothing to do"), "{rules}");
+    }
+}
+
+/// An index that identifies rows goes only with the removal that gives its table another identity.
+#[tokio::test]
+async fn remove_leaves_indexes_of_others() {
+    let world = World::with("", SCHEMA).await;
+    world.rules(RULES);
+    let sql = world.sql().await;
+    sql.batch_execute("CREATE PUBLICATION app FOR TABLE item; COMMENT ON PUBLICATION app IS 'somebody else'")
+        .await
+        .unwrap();
+    let lists = "SELECT coalesce(string_agg(prattrs::text, ','), 'none') FROM pg_publication_rel";
+    let foreign = ["setup", "--apply", "--prefer", "wal", "--publication", "app"];
+    succeed(&mut world.waltag("postgres", &foreign));
+    if world.version().await >= 15 {
+        assert_eq!(text(&sql, lists).await, "none", "what somebody else publishes is not narrowed");
+    }
+    // Another installation, in the same database, comes and goes.
+    succeed(&mut world.waltag("postgres", &WAL));
+    for publication in ["waltag", "app"] {
+        succeed(&mut world.waltag("postgres", &["setup", "--remove", "--apply", "--publication", publication]));
+        sql.batch_execute("UPDATE item SET name = 'n'; UPDATE plain SET name = 'n'").await.unwrap();
+    }
+}

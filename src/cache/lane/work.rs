@@ -168,7 +168,7 @@ impl Lane {
         self.told_edition = None;
         let gap = if detached { Some(Gap::new("detached", "it was away for too long")) } else { gap }?;
         let news = self.sweeps.resyncing().is_none();
-        self.sweeps.resync(gap.clone(), self.position);
+        self.make_up_for(gap.clone(), self.position);
         news.then_some(gap)
     }
 
@@ -240,7 +240,7 @@ impl Lane {
                 self.told_edition = None;
                 // What another daemon says of its progress decides when this one claims again, if it ever does.
                 if gap.code != OTHER_DAEMON {
-                    self.sweeps.resync(gap.clone(), self.position);
+                    self.make_up_for(gap.clone(), self.position);
                 }
                 Some(Event::Refused(gap))
             }
