@@ -100,8 +100,10 @@ async fn run_once_catches_up_and_ends() {
     let sql = world.sql().await;
     let monitor = Monitor::start(world.redis.port);
     sql.batch_execute("INSERT INTO first_model VALUES (1), (2)").await.unwrap();
+    let now: String = sql.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
     succeed(&mut world.waltag("waltag", &["run", "--once"]));
-    world.settled(&sql).await;
+    let confirmed = format!("SELECT confirmed_flush_lsn >= '{now}' FROM pg_replication_slots");
+    until("it is confirmed", || async { sql.query_one(&confirmed, &[]).await.unwrap().get(0) }).await;
     assert_eq!(monitor.unlinked(), ["1 FirstModel.pk:1", "1 FirstModel.pk:2"]);
 }
 

@@ -35,7 +35,7 @@ async fn odd_settings_of_role_database_and_writer() {
             .await
             .unwrap();
     }
-    sql.batch_execute("ALTER ROLE waltag SET statement_timeout = 1; ALTER ROLE waltag SET idle_session_timeout = 1")
+    sql.batch_execute("ALTER ROLE waltag SET statement_timeout = 1; ALTER ROLE waltag SET idle_session_timeout = 20")
         .await
         .unwrap();
     let writer: String = ODD.iter().map(|setting| format!("SET {setting};")).collect();

@@ -116,6 +116,8 @@ async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration, whi
 async fn connect(endpoint: &Endpoint, session: &Session, names: &Names, place: &str) -> Result<Connection, Error> {
     let mut settings = PINNED.to_vec();
     settings.extend([("wal_sender_timeout", WAL_SENDER_TIMEOUT), ("application_name", names.slot.as_str())]);
+    // From the first moment: a role's limit may be shorter than the way to our first query.
+    settings.push(("idle_session_timeout", "0"));
     let connecting = Connection::open(endpoint, &settings);
     let limit = endpoint.connect_timeout();
     let connection = tokio::time::timeout(limit, connecting)
