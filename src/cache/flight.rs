@@ -32,11 +32,12 @@ pub(super) async fn connect(cache: Cache, load: redis::Cmd, read: redis::Cmd) ->
         Ok(connection) => connection,
         Err(error) => return Outcome::Failed(error),
     };
-    let fields: redis::RedisResult<[Option<String>; 7]> = read.query_async(&mut connection).await;
+    let fields: redis::RedisResult<[Option<String>; 8]> = read.query_async(&mut connection).await;
     match (fields, load.exec_async(&mut connection).await) {
-        (Ok([owner, seq, format, done, timeline, crash, rules]), Ok(())) => {
-            Outcome::Connected(Box::new((connection, Found { owner, seq, format, done, timeline, crash, rules })))
-        }
+        (Ok([owner, seq, format, done, timeline, crash, rules, replicas]), Ok(())) => Outcome::Connected(Box::new((
+            connection,
+            Found { owner, seq, format, done, timeline, crash, rules, replicas },
+        ))),
         (Err(error), _) | (_, Err(error)) => Outcome::Failed(Error::new(&cache, &error)),
     }
 }

@@ -35,6 +35,8 @@ struct Follower {
     /// It was away for too long, or is behind where this process began: everything goes stale once it has replayed this.
     catch_up: Option<Lsn>,
     away: bool,
+    /// The marker says that one was away when it was written last.
+    suspect: bool,
 }
 
 /// Tags that their replicas have not replayed yet.
@@ -53,6 +55,7 @@ impl Followers {
             seen: false,
             catch_up: None,
             away: false,
+            suspect: false,
         };
         let replicas = endpoints.iter().map(follower).collect();
         let moving = wait(&moved);
@@ -108,6 +111,20 @@ impl Followers {
         self.moved.notify_one();
     }
 
+    /// Has one been away, and not yet replayed what was written meanwhile? Until it has, the marker must say so: a restart would not know.
+    pub fn is_behind(&self) -> bool {
+        self.replicas.iter().any(|follower| follower.away || follower.catch_up.is_some())
+    }
+
+    /// The process before left one behind: everything goes stale once each has replayed up to `began`.
+    pub fn suspect(&mut self, began: Lsn) {
+        for follower in &mut self.replicas {
+            follower.suspect = true;
+            follower.catch_up = follower.seen.then_some(began).filter(|_| !follower.away).or(follower.catch_up);
+        }
+        self.moved.notify_one();
+    }
+
     /// Everything up to here is visible on every standby that is there.
     fn replayed(&self) -> Option<Lsn> {
         let there = self.replicas.iter().filter(|follower| !follower.away);
@@ -127,7 +144,7 @@ impl Followers {
                 Replayed::Up(replayed) => {
                     if std::mem::replace(&mut follower.away, false) {
                         follower.catch_up = Some(end);
-                    } else if !follower.seen && replayed < began {
+                    } else if !follower.seen && (follower.suspect || replayed < began) {
                         follower.catch_up = Some(began);
                     }
                     follower.seen = true;

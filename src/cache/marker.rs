@@ -22,6 +22,8 @@ return 1";
 
 /// Code of a refusal by another daemon's claim, or by a copy from before our time.
 pub const OTHER_DAEMON: &str = "other_daemon";
+/// Value of `replicas` while a standby is away, or has not caught up.
+pub const BEHIND: &str = "behind";
 /// Version of the hash's fields.
 const FORMAT: &str = "1";
 
@@ -73,6 +75,8 @@ pub struct Found {
     pub crash: Option<String>,
     /// What the rules covered ([`Coverage::text`]).
     pub rules: Option<String>,
+    /// [`BEHIND`] if a standby of the application's was away.
+    pub replicas: Option<String>,
 }
 
 /// Owner and sequence number as Redis has them; empty where there is none.
@@ -125,7 +129,7 @@ impl Marker {
     /// Reads who wrote last. Must come before any other write on a new connection.
     pub fn read(&self) -> Cmd {
         let mut command = redis::cmd("HMGET");
-        command.arg(&self.key).arg(&["owner", "seq", "format", "done", "timeline", "crash", "rules"]);
+        command.arg(&self.key).arg(&["owner", "seq", "format", "done", "timeline", "crash", "rules", "replicas"]);
         command
     }
 
@@ -177,8 +181,8 @@ impl Marker {
     }
 
     /// A write of the marker; without progress it only claims, and with `forget` it takes back what it told before. `rules`
-    /// is written when it has changed.
-    pub fn write(&self, progress: Option<Progress>, forget: bool, rules: Option<&str>) -> Cmd {
+    /// is written when it has changed; `behind` says that a standby of the application's was away and has not caught up.
+    pub fn write(&self, progress: Option<Progress>, forget: bool, rules: Option<&str>, behind: bool) -> Cmd {
         let mut command = redis::cmd("EVALSHA");
         command.arg(self.script.get_hash()).arg(1).arg(&self.key).arg(&self.held.owner).arg(&self.held.seq);
         command.arg(if forget { "forget" } else { "keep" });
@@ -187,6 +191,7 @@ impl Marker {
         if let Some(Progress { first, done }) = progress {
             command.arg("lsn").arg(first.to_string()).arg("done").arg(done.to_string());
         }
+        command.arg("replicas").arg(if behind { BEHIND } else { "" });
         if let Some(rules) = rules {
             command.arg("rules").arg(rules);
         }
@@ -246,7 +251,7 @@ mod tests {
     fn found(owner: &str, seq: &str, done: &str) -> Found {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let (format, timeline, crash, rules) = (some("1"), some("1"), some("c"), some(" "));
-        Found { owner: some(owner), seq: some(seq), format, done: some(done), timeline, crash, rules }
+        Found { owner: some(owner), seq: some(seq), format, done: some(done), timeline, crash, rules, replicas: None }
     }
 
     #[test]

@@ -94,3 +94,34 @@ async fn a_standby_that_is_away_is_made_up_for() {
     until_within(Duration::from_secs(60), "it is stale again", || is_gone(&cache, "f:1")).await;
     daemon.wait_for("a replica has caught up");
 }
+
+/// The same over a restart: while the daemon was down the standby came back, and its readers stored what they saw before it had caught up.
+#[tokio::test]
+async fn a_restart_does_not_forget_that_a_standby_was_away() {
+    let (world, mut standby) = world().await;
+    let first = daemon(&world);
+    let (sql, mut cache) = (world.sql().await, world.cache(0).await);
+    standby.stop("fast", Duration::from_secs(20)).unwrap();
+    sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    world.settled_within(&sql, Duration::from_secs(90)).await;
+    first.wait_for("what was made stale for its readers is made up for");
+    until("the marker says so", || async {
+        let mut cache = cache.clone();
+        let keys: Vec<String> = redis::cmd("KEYS").arg("waltag:*").query_async(&mut cache).await.unwrap();
+        let said: Option<String> =
+            redis::cmd("HGET").arg(&keys[0]).arg("replicas").query_async(&mut cache).await.unwrap();
+        said.as_deref() == Some("behind")
+    })
+    .await;
+    first.kill();
+    fill(&mut cache, "f:1").await;
+    standby.launch().unwrap();
+    let there = connect(&standby.url("postgres", "shop")).await;
+    until("it has caught up", || async {
+        !there.query("SELECT FROM first_model WHERE id = 1", &[]).await.unwrap().is_empty()
+    })
+    .await;
+    let second = daemon(&world);
+    until("it is stale again", || is_gone(&cache, "f:1")).await;
+    assert!(!second.log().contains(" resync: "), "{}", second.log());
+}

@@ -10,7 +10,7 @@ use super::super::batch::Batch;
 use super::super::connection::{Error, Kind};
 use super::super::flight::{Outcome, claim, connect, flight};
 use super::super::gap::{Gap, Scope};
-use super::super::marker::{Answer, Found, OTHER_DAEMON};
+use super::super::marker::{Answer, BEHIND, Found, OTHER_DAEMON};
 use super::super::repeats::Repeats;
 use crate::tags::Tags;
 
@@ -52,7 +52,7 @@ impl Lane {
         let news = self.told_edition != Some(self.edition) && self.doubts.is_none();
         self.in_flight.edition = news.then_some(self.edition);
         let rules = news.then(|| self.coverage.text());
-        self.marker.write(self.progress.filter(|_| !resyncing), resyncing, rules.as_deref())
+        self.marker.write(self.progress.filter(|_| !resyncing), resyncing, rules.as_deref(), self.followers.is_behind())
     }
 
     /// The next thing to do on an open connection.
@@ -160,6 +160,9 @@ impl Lane {
         let told = self.written.map_or(self.confirmed, |written| written.done.max(self.confirmed));
         let jumped = std::mem::take(&mut self.jumped);
         let before = found.rules.clone().unwrap_or_default();
+        if self.written.is_none() && found.replicas.as_deref() == Some(BEHIND) {
+            self.followers.suspect(self.confirmed);
+        }
         let gap = self.marker.found(found, told, &self.coverage, jumped);
         let doubts = self.coverage.doubts(&before);
         if gap.is_none() && !doubts.templates.is_empty() {
