@@ -2,6 +2,8 @@
 //! polled by it, so nothing can get ahead of anything else unnoticed.
 
 mod intake;
+mod judging;
+mod looking;
 mod opening;
 mod pulse;
 mod reload;
@@ -15,7 +17,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tokio_postgres::SimpleQueryRow;
 
 use crate::backoff::Backoff;
@@ -32,10 +34,9 @@ use crate::shutdown::Shutdown;
 use crate::source::lsn::Lsn;
 use crate::source::replication::error::{Error, Kind};
 use crate::source::replication::feedback::Feedback;
-use crate::source::replication::slot::verify_not_synchronous;
 use crate::source::replication::{Server, Source};
 use crate::source::session;
-use crate::source::visibility::{QUERY, Snapshot};
+use crate::source::visibility::QUERY;
 use crate::systemd::Manager;
 use intake::take;
 use pulse::Pulse;
@@ -348,44 +349,6 @@ impl Daemon {
                 }
             }
         }
-    }
-
-    /// Releases what a snapshot shows, unless the server has made us a synchronous standby.
-    fn look(
-        &self,
-        answer: Result<Vec<SimpleQueryRow>, session::Error>,
-        flow: &mut Flow,
-        place: &str,
-    ) -> Result<(), Error> {
-        let rows = answer.map_err(|error| Error::session("looking at a snapshot", place, &error))?;
-        let row = rows.first();
-        let standbys = row.and_then(|row| row.get(1)).unwrap_or_default();
-        verify_not_synchronous(standbys, &self.settings.names.slot)?;
-        let text = row.and_then(|row| row.get(0)).unwrap_or_default();
-        let unreadable = || Error::away(format!("pg_current_snapshot() at {place} gave `{text}`"));
-        let snapshot = Snapshot::parse(text).ok_or_else(unreadable)?;
-        self.reload.seen(text);
-        flow.release(&snapshot);
-        Ok(())
-    }
-
-    /// A clean stop: nothing more is read, the batches in flight are finished and confirmed.
-    async fn drain(&self, source: &mut Source, flow: &mut Flow, mut feedback: Feedback) -> Result<(), Error> {
-        let settle = async {
-            while !flow.lanes.iter().all(Lane::is_settled) {
-                flow.next_lane_event().await;
-                flow.advance();
-            }
-        };
-        if timeout(DRAIN_LIMIT, settle).await.is_err() {
-            tracing::warn!("stopped with tags that no cache has acknowledged; the next start sends them again");
-        }
-        if let Some(position) = flow.marked() {
-            feedback.confirm(position);
-        }
-        let sent = feedback.send(&mut source.connection).await;
-        tracing::info!(confirmed = %flow.marked().unwrap_or_default(), "stopped");
-        sent.map_err(|error| Error::stream("stopping", &source.place, &error))
     }
 
     /// The loop has turned.

@@ -111,9 +111,11 @@ impl Followers {
         self.moved.notify_one();
     }
 
-    /// Has one been away, and not yet replayed what was written meanwhile? Until it has, the marker must say so: a restart would not know.
-    pub fn is_behind(&self) -> bool {
-        self.replicas.iter().any(|follower| follower.away || follower.catch_up.is_some())
+    /// Has one been away, and not yet replayed what was written meanwhile? Until it has, the marker must say so: a restart would not
+    /// know. Nothing without standbys.
+    pub fn is_behind(&self) -> Option<bool> {
+        let behind = |follower: &Follower| follower.away || follower.catch_up.is_some();
+        (!self.replicas.is_empty()).then(|| self.replicas.iter().any(behind))
     }
 
     /// The process before left one behind: everything goes stale once each has replayed up to `began`.

@@ -4,6 +4,7 @@
 //! While Redis is busy with one flight, the next batch fills: group commit. This file is what the daemon calls; `work` is
 //! what goes on meanwhile.
 
+mod missed;
 mod work;
 
 use std::future::Future;
@@ -17,15 +18,14 @@ use tokio::time::Instant;
 use super::Cache;
 use super::batch::Batch;
 use super::connection::Error;
-use super::coverage::{Coverage, Truncated};
+use super::coverage::Coverage;
 use super::flight::Outcome;
 use super::followers::Followers;
-use super::gap::{Gap, Scope};
-use super::marker::{Marker, Origin, Progress};
+use super::gap::Gap;
+use super::marker::{Marker, Progress};
 use super::repeats::Repeats;
 use super::sweep::{Passed, Sweeps};
 use crate::backoff::Backoff;
-use crate::flow::truncations::Truncations;
 use crate::source::clock::Timestamp;
 use crate::source::lsn::Lsn;
 use crate::source::visibility::Snapshot;
@@ -189,47 +189,6 @@ impl Lane {
         }
     }
 
-    /// A stream starts: where, and on which server. One that has crashed since may have lost commits that readers saw.
-    pub fn begin(&mut self, confirmed: Lsn, origin: Origin) -> Option<Gap> {
-        // What lies between was never sent to us: the slot was made anew, or moved, or read by another daemon, and that one's
-        // claim says how far it was. So the marker is read again, before anything is written.
-        self.jumped |= self.progress.is_some() && confirmed > self.position;
-        self.reread = self.connection.is_some();
-        if self.asleep.take().is_some() {
-            self.work = None;
-        }
-        self.confirmed = confirmed;
-        self.position = self.position.max(confirmed);
-        let gap = self.marker.set_origin(origin).filter(|_| self.is_attached())?;
-        self.make_up_for(gap.clone(), self.position);
-        Some(gap)
-    }
-
-    /// What the rules make stale here from now on, after these relations were emptied. What they did not before has missed
-    /// changes. At first nothing is known of before: the marker will tell.
-    /// `end` is the server's when the catalog was read.
-    pub fn cover(&mut self, coverage: Coverage, truncated: &Truncated, end: Lsn) -> Option<Gap> {
-        self.covered_at = end;
-        if coverage == self.coverage {
-            return None;
-        }
-        let gap = coverage.since(&self.coverage, truncated).filter(|_| self.edition > 0 && self.is_attached());
-        self.sweeps.reach(coverage.reach.clone());
-        self.coverage = coverage;
-        self.edition += 1;
-        let gap = gap?;
-        self.make_up_for(gap.clone(), self.position);
-        Some(gap)
-    }
-
-    /// Everything up to `received` has arrived: were the tables with other files emptied by a TRUNCATE?
-    pub fn settle_doubts(&mut self, received: Lsn, truncations: &Truncations) -> Option<Gap> {
-        let (doubts, ..) = self.doubts.take_if(|(_, until, _)| received >= *until)?;
-        let gap = doubts.unexplained(&truncations.relations())?;
-        self.make_up_for(gap.clone(), self.position);
-        Some(gap)
-    }
-
     /// The same Redis under the same options, with new credentials, `repeat` or `detach_after`.
     pub fn set_cache(&mut self, cache: Cache, share: usize, alone: bool) {
         self.share = (!alone).then_some(share);
@@ -254,11 +213,6 @@ impl Lane {
         self.sweeps.resyncing().map(|gap| (gap, self.sweeps.is_stale()))
     }
 
-    /// Is it known what the rules make stale here?
-    pub fn is_covered(&self) -> bool {
-        self.edition > 0
-    }
-
     /// Its cache.
     pub fn cache(&self) -> &Cache {
         &self.cache
@@ -270,32 +224,6 @@ impl Lane {
             return;
         }
         self.next.add(tags, floor, committed);
-    }
-
-    /// These keys go stale, because of a transaction after `floor`.
-    pub fn sweep(&mut self, scope: Scope, floor: Lsn) {
-        if self.attachment == Attachment::Attached {
-            self.followers.sweep(scope.clone(), self.newest(), floor);
-            self.sweeps.want(scope, floor);
-        }
-    }
-
-    /// Everything that the rules can reach goes stale, because something may have been missed after `floor`.
-    pub fn resync(&mut self, gap: Gap, floor: Lsn) {
-        if self.attachment == Attachment::Attached {
-            self.make_up_for(gap, floor);
-        }
-    }
-
-    /// Begins a resync, for the readers of standbys, too.
-    fn make_up_for(&mut self, gap: Gap, floor: Lsn) {
-        self.followers.sweep(gap.scope.clone(), self.newest(), floor);
-        self.sweeps.resync(gap, floor);
-    }
-
-    /// Nothing that is known of ends after this.
-    fn newest(&self) -> Lsn {
-        self.end.max(self.covered_at).max(self.confirmed)
     }
 
     /// Everything up to `position` was handed over; what is still owed lowers it. Never goes back: what was done stays done.

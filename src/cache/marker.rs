@@ -181,8 +181,9 @@ impl Marker {
     }
 
     /// A write of the marker; without progress it only claims, and with `forget` it takes back what it told before. `rules`
-    /// is written when it has changed; `behind` says that a standby of the application's was away and has not caught up.
-    pub fn write(&self, progress: Option<Progress>, forget: bool, rules: Option<&str>, behind: bool) -> Cmd {
+    /// is written when it has changed; `behind` says whether a standby of the application's was away and
+    /// has not caught up, if it has any.
+    pub fn write(&self, progress: Option<Progress>, forget: bool, rules: Option<&str>, behind: Option<bool>) -> Cmd {
         let mut command = redis::cmd("EVALSHA");
         command.arg(self.script.get_hash()).arg(1).arg(&self.key).arg(&self.held.owner).arg(&self.held.seq);
         command.arg(if forget { "forget" } else { "keep" });
@@ -191,7 +192,9 @@ impl Marker {
         if let Some(Progress { first, done }) = progress {
             command.arg("lsn").arg(first.to_string()).arg("done").arg(done.to_string());
         }
-        command.arg("replicas").arg(if behind { BEHIND } else { "" });
+        if let Some(behind) = behind {
+            command.arg("replicas").arg(if behind { BEHIND } else { "" });
+        }
         if let Some(rules) = rules {
             command.arg("rules").arg(rules);
         }

@@ -1,0 +1,82 @@
+//! What a lane may have missed: a stream that begins elsewhere, tables that are not what they were, a resync that somebody asks for.
+
+use super::super::coverage::{Coverage, Truncated};
+use super::super::gap::{Gap, Scope};
+use super::super::marker::Origin;
+use super::{Attachment, Lane};
+use crate::flow::truncations::Truncations;
+use crate::source::lsn::Lsn;
+
+impl Lane {
+    /// A stream starts: where, and on which server. One that has crashed since may have lost commits that readers saw.
+    pub fn begin(&mut self, confirmed: Lsn, origin: Origin) -> Option<Gap> {
+        // What lies between was never sent to us: the slot was made anew, or moved, or read by another daemon, and that one's
+        // claim says how far it was. So the marker is read again, before anything is written.
+        self.jumped |= self.progress.is_some() && confirmed > self.position;
+        self.reread = self.connection.is_some();
+        if self.asleep.take().is_some() {
+            self.work = None;
+        }
+        self.confirmed = confirmed;
+        self.position = self.position.max(confirmed);
+        let gap = self.marker.set_origin(origin).filter(|_| self.is_attached())?;
+        self.make_up_for(gap.clone(), self.position);
+        Some(gap)
+    }
+
+    /// What the rules make stale here from now on, after these relations were emptied. What they did not before has missed
+    /// changes. At first nothing is known of before: the marker will tell.
+    /// `end` is the server's when the catalog was read.
+    pub fn cover(&mut self, coverage: Coverage, truncated: &Truncated, end: Lsn) -> Option<Gap> {
+        self.covered_at = end;
+        if coverage == self.coverage {
+            return None;
+        }
+        let gap = coverage.since(&self.coverage, truncated).filter(|_| self.edition > 0 && self.is_attached());
+        self.sweeps.reach(coverage.reach.clone());
+        self.coverage = coverage;
+        self.edition += 1;
+        let gap = gap?;
+        self.make_up_for(gap.clone(), self.position);
+        Some(gap)
+    }
+
+    /// Everything up to `received` has arrived: were the tables with other files emptied by a TRUNCATE?
+    pub fn settle_doubts(&mut self, received: Lsn, truncations: &Truncations) -> Option<Gap> {
+        let (doubts, ..) = self.doubts.take_if(|(_, until, _)| received >= *until)?;
+        let gap = doubts.unexplained(&truncations.relations())?;
+        self.make_up_for(gap.clone(), self.position);
+        Some(gap)
+    }
+
+    /// Is it known what the rules make stale here?
+    pub fn is_covered(&self) -> bool {
+        self.edition > 0
+    }
+
+    /// These keys go stale, because of a transaction after `floor`.
+    pub fn sweep(&mut self, scope: Scope, floor: Lsn) {
+        if self.attachment == Attachment::Attached {
+            self.followers.sweep(scope.clone(), self.newest(), floor);
+            self.sweeps.want(scope, floor);
+        }
+    }
+
+    /// Everything that the rules can reach goes stale, because something may have been missed after `floor`.
+    pub fn resync(&mut self, gap: Gap, floor: Lsn) {
+        if self.attachment == Attachment::Attached {
+            self.make_up_for(gap, floor);
+        }
+    }
+
+    /// Begins a resync, for the readers of standbys, too.
+    pub(super) fn make_up_for(&mut self, gap: Gap, floor: Lsn) {
+        self.followers.sweep(gap.scope.clone(), self.newest(), floor);
+        self.sweeps.resync(gap, floor);
+    }
+
+    /// Nothing that is known of ends after this.
+    fn newest(&self) -> Lsn {
+        self.end.max(self.covered_at).max(self.confirmed)
+    }
+}
