@@ -13,7 +13,7 @@ impl Daemon {
     pub(super) fn compare_streamed(&mut self, catalog: &mut Catalog) {
         match (catalog.inserts.exists, self.streams_inserts) {
             (true, false) => {
-                self.reload.reopen_at.get_or_insert(self.view.slot.end);
+                self.reload.reopen_at.get_or_insert(catalog.end);
                 catalog.forget_inserts();
             }
             (false, true) => self.reload.reopen_at = Some(Lsn(0)),

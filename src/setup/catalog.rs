@@ -4,6 +4,7 @@ mod query;
 
 use std::collections::HashMap;
 
+use super::statements::is_ours;
 use crate::cache::coverage::{Fingerprint, Held};
 use crate::rules::Rules;
 use crate::rules::tables::TableName;
@@ -46,6 +47,18 @@ pub struct Publication {
     pub comment: Option<String>,
     /// Tables that it names itself: not their partitions.
     pub tables: Vec<TableName>,
+}
+
+impl Publication {
+    /// Did `setup` make it?
+    pub fn is_ours(&self) -> bool {
+        is_ours(self.comment.as_deref())
+    }
+
+    /// May `setup` narrow it, and write into its comment? What somebody else made is only added to.
+    pub fn may_be_narrowed(&self) -> bool {
+        !self.exists || self.is_ours()
+    }
 }
 
 /// A table of the rules.
@@ -115,11 +128,11 @@ impl Catalog {
         self.tables.values().any(|table| table.refreshed.is_some())
     }
 
-    /// The tables of the rules, sorted.
-    pub fn names(&self) -> Vec<&TableName> {
-        let mut names: Vec<&TableName> = self.tables.keys().collect();
-        names.sort();
-        names
+    /// The tables of the rules that exist, sorted.
+    pub fn sorted(&self) -> Vec<(&TableName, &Table)> {
+        let mut tables: Vec<_> = self.tables.iter().collect();
+        tables.sort_by_key(|(name, _)| *name);
+        tables
     }
 }
 

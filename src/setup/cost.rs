@@ -2,6 +2,7 @@
 //! outside fetched in (heapam.c, ExtractReplicaIdentity), and `pg_column_size` of a row counts exactly this.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::identity::{Change, Identity};
 use crate::rules::tables::TableName;
@@ -9,8 +10,8 @@ use crate::source::session::{Error, Sql, identifier};
 
 /// Rows that are looked at per table.
 const SAMPLE: u32 = 1_000;
-/// Looking must not take longer than this per table, in milliseconds.
-const LIMIT: u32 = 2_000;
+/// Looking must not take longer than this per table.
+const LIMIT: Duration = Duration::from_secs(2);
 /// A row has 23 bytes of header, of which the log keeps 5 (heapam_xlog.h, SizeOfHeapHeader).
 const HEADER: f64 = 18.0;
 
@@ -31,20 +32,15 @@ pub type Costs = HashMap<TableName, Cost>;
 /// Measures every table whose identity is to change.
 pub async fn measure(session: &Sql, changes: &[Change<'_>]) -> Result<Costs, Error> {
     let mut costs = Costs::new();
-    session.execute(&format!("SET statement_timeout = {LIMIT}")).await?;
     for change in changes {
         let table = &change.member.table;
-        let measured = match session.rows(&query(table, change.member.oid, &change.to)).await {
-            Ok(rows) => rows,
-            Err(Error::Server(_)) => continue,
-            Err(error) => return Err(error),
-        };
+        let query = query(table, change.member.oid, &change.to);
+        let Some(measured) = session.rows_within(LIMIT, &query).await? else { continue };
         let number = |index: usize| measured.first()?.get(index)?.parse::<f64>().ok();
         let (Some(rows @ 1.0..), Some(full)) = (number(0), number(1)) else { continue };
         let index = number(2).map(|size| (size - HEADER).max(0.0));
         costs.insert(table.clone(), Cost { rows: rows as u64, full: (full - HEADER).max(0.0), index });
     }
-    session.execute("SET statement_timeout = 0").await?;
     Ok(costs)
 }
 

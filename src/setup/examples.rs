@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tokio_postgres::types::{Kind, Type};
 
@@ -14,8 +15,8 @@ use crate::rules::template::Name;
 use crate::rules::{Rules, value};
 use crate::source::session::{Error, Sql, identifier};
 
-/// Looking must not take longer than this per table, in milliseconds.
-const LIMIT: u32 = 2_000;
+/// Looking must not take longer than this per table.
+const LIMIT: Duration = Duration::from_secs(2);
 
 /// A placeholder with a value.
 #[derive(Clone, Debug)]
@@ -37,8 +38,7 @@ pub struct Example {
 /// One example per placeholder and cache, for the types whose text differs.
 pub async fn collect(session: &Sql, rules: &Rules, catalog: &Catalog) -> Result<Vec<Example>, Error> {
     let mut examples: Vec<Example> = Vec::new();
-    session.execute(&format!("SET statement_timeout = {LIMIT}")).await?;
-    for name in catalog.names() {
+    for (name, _) in catalog.sorted() {
         let values = values(session, rules, name, catalog).await?;
         for rule in rules.of_table(name) {
             for tag in &rule.tags {
@@ -69,7 +69,6 @@ pub async fn collect(session: &Sql, rules: &Rules, catalog: &Catalog) -> Result<
             }
         }
     }
-    session.execute("SET statement_timeout = 0").await?;
     Ok(examples)
 }
 
@@ -93,15 +92,10 @@ async fn values(
         format!("(SELECT {column} FROM {} WHERE {column} IS NOT NULL LIMIT 1)", name.sql())
     };
     let query = format!("SELECT {}", columns.iter().map(one).collect::<Vec<_>>().join(", "));
-    match session.rows(&query).await {
-        Ok(rows) => {
-            let value = |at: usize| rows.first().and_then(|row| row.get(at)).map(str::to_owned);
-            Ok(columns.iter().enumerate().map(|(at, column)| ((*column).to_owned(), value(at))).collect())
-        }
-        // No SELECT, or too slow: nothing to show.
-        Err(Error::Server(_)) => Ok(HashMap::new()),
-        Err(error) => Err(error),
-    }
+    // No SELECT, or too slow: nothing to show.
+    let rows = session.rows_within(LIMIT, &query).await?.unwrap_or_default();
+    let value = |at: usize| rows.first().and_then(|row| row.get(at)).map(str::to_owned);
+    Ok(columns.iter().enumerate().map(|(at, column)| ((*column).to_owned(), value(at))).collect())
 }
 
 /// A type whose values are written differently by different languages.

@@ -3,7 +3,6 @@
 use super::catalog::{Catalog, Member};
 use super::identity::{Change, Identity};
 use super::publishing::divide;
-use super::statements::is_ours;
 use crate::rules::Rules;
 use crate::rules::tables::TableName;
 
@@ -12,8 +11,7 @@ pub fn refusals(rules: &Rules, catalog: &Catalog, changes: &[Change]) -> Vec<Str
     let mut refusals = Vec::new();
     // Published without its updates, a table can be as it likes.
     let for_inserts: Vec<&TableName> = divide(rules, catalog).inserts.iter().map(|(name, _)| *name).collect();
-    for name in catalog.names() {
-        let Some(table) = catalog.tables.get(name) else { continue };
+    for (name, table) in catalog.sorted() {
         if for_inserts.contains(&name) {
             continue;
         }
@@ -29,7 +27,7 @@ pub fn refusals(rules: &Rules, catalog: &Catalog, changes: &[Change]) -> Vec<Str
 
 fn of_member(member: &Member, catalog: &Catalog, changes: &[Change]) -> Option<String> {
     let table = &member.table;
-    let ours = !catalog.publication.exists || is_ours(catalog.publication.comment.as_deref());
+    let ours = catalog.publication.may_be_narrowed();
     let change = changes.iter().find(|change| change.member.table == *table);
     let full = match change {
         Some(change) => change.to == Identity::Full,

@@ -4,7 +4,7 @@
 use super::catalog::{Catalog, Publication, Table};
 use super::identity::{Change, Identity};
 use super::lists::{self, Lists};
-use super::statements::{Statement, is_ours};
+use super::statements::Statement;
 use super::verify;
 use crate::rules::Rules;
 use crate::rules::tables::TableName;
@@ -19,8 +19,7 @@ pub struct Wanted<'a> {
 
 /// Divides the tables of the rules.
 pub fn divide<'a>(rules: &Rules, catalog: &'a Catalog) -> Wanted<'a> {
-    let tables = catalog.names().into_iter().filter_map(|name| Some((name, catalog.tables.get(name)?)));
-    let (inserts, whole) = tables.partition(|(name, table)| {
+    let (inserts, whole) = catalog.sorted().into_iter().partition(|(name, table)| {
         let unidentified = table.members.iter().any(|member| member.identity != 'f' && member.key.is_empty());
         !catalog.covers_all
             && (unidentified || (table.kind == 'p' && !table.has_primary_key))
@@ -44,10 +43,9 @@ pub fn widen(catalog: &Catalog, lists: &Lists, changes: &[Change]) -> Vec<Statem
         let listed = table.members.iter().find_map(|member| member.listed.as_ref());
         listed.is_some_and(|listed| !lists.contains_key(name) || lacks(name, listed))
     };
-    let tables = catalog.names().into_iter().filter_map(|name| Some((name, catalog.tables.get(name)?)));
     let again = |(name, _): (&TableName, &Table)| replace(&catalog.publication.name, name, None);
-    let ours = is_ours(catalog.publication.comment.as_deref());
-    tables.filter(|table| ours && narrow(table)).map(again).collect()
+    let ours = catalog.publication.is_ours();
+    catalog.sorted().into_iter().filter(|table| ours && narrow(table)).map(again).collect()
 }
 
 /// Adds the tables of the rules to their publications; takes those out that no rule names any more, if the publication is ours.
@@ -106,7 +104,7 @@ fn withdraw(publication: &Publication, wanted: &[(&TableName, &Table)]) -> Optio
         wanted.iter().any(|(root, table)| root == name || table.members.iter().any(|member| member.table == **name))
     };
     let extra: Vec<String> = publication.tables.iter().filter(|name| !belongs(name)).map(TableName::sql).collect();
-    (!extra.is_empty() && is_ours(publication.comment.as_deref())).then(|| {
+    (!extra.is_empty() && publication.is_ours()).then(|| {
         Statement::new(format!(
             "-- No rule needs these here any more.\nALTER PUBLICATION {} DROP TABLE {};",
             identifier(&publication.name),

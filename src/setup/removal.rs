@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::catalog::Catalog;
 use super::identity::INDEX_PREFIX;
-use super::statements::{Role, RoleState, Statement, is_ours, remembered};
+use super::statements::{Role, RoleState, Statement, remembered};
 use crate::source::session::{Error, Sql, identifier, literal};
 
 /// What only the way back needs to know.
@@ -75,10 +75,10 @@ pub fn remove(catalog: &Catalog, remains: &Remains, role: &Role) -> Vec<Statemen
             literal(slot).trim()
         )));
     }
-    if catalog.inserts.exists && is_ours(catalog.inserts.comment.as_deref()) {
+    if catalog.inserts.is_ours() {
         statements.push(Statement::new(format!("DROP PUBLICATION {};", identifier(&catalog.inserts.name))));
     }
-    if catalog.publication.exists && is_ours(catalog.publication.comment.as_deref()) {
+    if catalog.publication.is_ours() {
         statements.push(restore(catalog, remains));
     }
     // One that identifies rows may go only if this very removal gives its table another identity: it may be another installation's.

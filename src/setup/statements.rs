@@ -89,7 +89,7 @@ pub fn apply(rules: &Rules, catalog: &Catalog, decided: &Decided, role: &Role) -
     }
     let mut statements = role_statements(role);
     let (wanted, name) = (publishing::divide(rules, catalog), identifier(&catalog.publication.name));
-    let ours = !catalog.publication.exists || is_ours(catalog.publication.comment.as_deref());
+    let ours = catalog.publication.may_be_narrowed();
     // What somebody else publishes is not narrowed.
     let lists = match ours {
         true => lists::choose(rules, catalog, decided.changes, decided.indexable.is_some()),

@@ -163,6 +163,17 @@ impl Sql {
         Ok(rows(answer.await.map_err(|_| Error::mute())??))
     }
 
+    /// The same for a look that may be given up: nothing if it takes longer than `limit`, or is not allowed. A SET that fails with its
+    /// query is undone with it.
+    pub async fn rows_within(&self, limit: Duration, sql: &str) -> Result<Option<Vec<SimpleQueryRow>>, Error> {
+        let limit = limit.as_millis();
+        match self.rows(&format!("SET statement_timeout = {limit}; {sql}; SET statement_timeout = 0")).await {
+            Ok(rows) => Ok(Some(rows)),
+            Err(Error::Server(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The same beside a loop: the query runs while the future is polled, and does not borrow the session.
     pub fn ask(
         &self,

@@ -1,7 +1,6 @@
 //! The replication slot as the server sees it, and everything about the server that must hold before the stream starts.
 
 use crate::exit::Exit;
-use crate::source::lsn::Lsn;
 use crate::source::session::{self, Session, Sql, literal};
 use crate::source::visibility::names_synchronous_standby;
 
@@ -101,8 +100,6 @@ pub struct State {
     pub invalidated: Option<String>,
     /// Who makes the server keep more than is unconfirmed.
     pub holder: Option<String>,
-    /// The end of what is committed.
-    pub end: Lsn,
 }
 
 /// More than this beyond what is unconfirmed, and somebody holds it: the slot moves only every 15 s or so.
@@ -113,8 +110,8 @@ impl State {
     pub async fn read(sql: &Sql, slot: &str) -> Result<Option<State>, session::Error> {
         let query = format!(
             "SELECT coalesce(wal_status, ''), pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::int8, \
-             pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8, safe_wal_size, to_jsonb(s) ->> 'invalidation_reason', \
-             pg_current_wal_flush_lsn()::text FROM pg_replication_slots s WHERE slot_name = {}",
+             pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8, safe_wal_size, to_jsonb(s) ->> 'invalidation_reason' \
+             FROM pg_replication_slots s WHERE slot_name = {}",
             literal(slot)
         );
         let rows = sql.rows(&query).await?;
@@ -127,7 +124,6 @@ impl State {
             safe: number(3),
             invalidated: row.get(4).map(str::to_owned),
             holder: None,
-            end: row.get(5).and_then(|text| text.parse().ok()).unwrap_or_default(),
         };
         if state.retained - state.unconfirmed > HELD {
             state.holder = sql.value(OLDEST_WRITER).await?;
