@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use waltag::demo::servers::Postgres;
 
-use crate::support::{Daemon, SCHEMA, World, connect, until, until_within};
+use crate::support::{SCHEMA, World, connect, fill, is_gone, until, until_within};
 
 /// One cache whose application reads from a standby; no repeats, so that nothing else heals.
 async fn world() -> (World, Postgres) {
@@ -19,26 +18,10 @@ async fn world() -> (World, Postgres) {
     (world, standby)
 }
 
-fn daemon(world: &World) -> Daemon {
-    let mut command = world.waltag("waltag", &["run"]);
-    let daemon = world.start(command.env("WALTAG_LISTEN", "127.0.0.1:0"));
-    daemon.wait_for(" ready ");
-    daemon.wait_until_resynced();
-    daemon
-}
-
-async fn fill(cache: &mut MultiplexedConnection, key: &str) {
-    redis::cmd("SET").arg(key).arg("as the standby has it").exec_async(cache).await.unwrap();
-}
-
-async fn is_gone(cache: &MultiplexedConnection, key: &str) -> bool {
-    !redis::cmd("EXISTS").arg(key).query_async::<bool>(&mut cache.clone()).await.unwrap()
-}
-
 #[tokio::test]
 async fn a_fill_from_a_standby_that_lags_goes_stale_when_it_has_replayed() {
     let (world, standby) = world().await;
-    let first = daemon(&world);
+    let first = world.watched();
     let (sql, mut cache) = (world.sql().await, world.cache(0).await);
     let lagging = connect(&standby.url("postgres", "shop")).await;
     // Nothing is owed before: it keeps up.
@@ -53,7 +36,7 @@ async fn a_fill_from_a_standby_that_lags_goes_stale_when_it_has_replayed() {
     })
     .await;
     for (id, daemon) in [(2, Some(first)), (3, None)] {
-        let daemon = daemon.unwrap_or_else(|| self::daemon(&world));
+        let daemon = daemon.unwrap_or_else(|| world.watched());
         let key = format!("f:{id}");
         fill(&mut cache, &key).await;
         sql.batch_execute(&format!("INSERT INTO first_model VALUES ({id})")).await.unwrap();
@@ -65,7 +48,7 @@ async fn a_fill_from_a_standby_that_lags_goes_stale_when_it_has_replayed() {
         // What is owed outlives the process.
         daemon.kill();
     }
-    let last = daemon(&world);
+    let last = world.watched();
     // What is swept is swept again.
     fill(&mut cache, "f:9").await;
     sql.batch_execute("TRUNCATE first_model").await.unwrap();
@@ -84,7 +67,7 @@ async fn a_fill_from_a_standby_that_lags_goes_stale_when_it_has_replayed() {
 #[tokio::test]
 async fn a_standby_that_is_away_is_made_up_for() {
     let (world, mut standby) = world().await;
-    let daemon = daemon(&world);
+    let daemon = world.watched();
     let (sql, mut cache) = (world.sql().await, world.cache(0).await);
     standby.stop("fast", Duration::from_secs(20)).unwrap();
     sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
@@ -104,7 +87,7 @@ async fn a_standby_that_is_away_is_made_up_for() {
 #[tokio::test]
 async fn a_restart_does_not_forget_that_a_standby_was_away() {
     let (world, mut standby) = world().await;
-    let first = daemon(&world);
+    let first = world.watched();
     let (sql, mut cache) = (world.sql().await, world.cache(0).await);
     standby.stop("fast", Duration::from_secs(20)).unwrap();
     sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
@@ -126,7 +109,7 @@ async fn a_restart_does_not_forget_that_a_standby_was_away() {
         !there.query("SELECT FROM first_model WHERE id = 1", &[]).await.unwrap().is_empty()
     })
     .await;
-    let second = daemon(&world);
+    let second = world.watched();
     until("it is stale again", || is_gone(&cache, "f:1")).await;
     assert!(!second.log().contains(" resync: "), "{}", second.log());
 }

@@ -1,17 +1,8 @@
 //! The slot: lost, moved, too old, too big, temporary, kept on standbys.
 
-use redis::aio::MultiplexedConnection;
 use tokio_postgres::Client;
 
-use crate::support::{RULES, World, fail, signal, until};
-
-async fn fill(cache: &mut MultiplexedConnection, key: &str) {
-    redis::cmd("SET").arg(key).arg("cached").exec_async(cache).await.unwrap();
-}
-
-async fn is_gone(cache: &MultiplexedConnection, key: &str) -> bool {
-    !redis::cmd("EXISTS").arg(key).query_async::<bool>(&mut cache.clone()).await.unwrap()
-}
+use crate::support::{RULES, World, fail, fill, is_gone, signal, until};
 
 /// Drops the slot under a running daemon.
 async fn drop_slot(sql: &Client) {

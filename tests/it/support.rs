@@ -132,7 +132,12 @@ impl World {
 
     /// The same with an admin server, and a state directory for the last good rules.
     pub fn watched(&self) -> Daemon {
-        let mut command = self.waltag("waltag", &["run"]);
+        self.watched_with(&[])
+    }
+
+    /// The same with arguments.
+    pub fn watched_with(&self, arguments: &[&str]) -> Daemon {
+        let mut command = self.waltag("waltag", &[&["run"], arguments].concat());
         command.env("WALTAG_LISTEN", "127.0.0.1:0").env("STATE_DIRECTORY", self.directory.path());
         let daemon = self.start(&mut command);
         daemon.wait_for(" ready ");
@@ -189,6 +194,15 @@ impl World {
         })
         .await;
     }
+}
+
+/// A record that somebody cached.
+pub async fn fill(cache: &mut MultiplexedConnection, key: &str) {
+    redis::cmd("SET").arg(key).arg("cached").exec_async(cache).await.unwrap();
+}
+
+pub async fn is_gone(cache: &MultiplexedConnection, key: &str) -> bool {
+    !redis::cmd("EXISTS").arg(key).query_async::<bool>(&mut cache.clone()).await.unwrap()
 }
 
 pub async fn connect(url: &str) -> Client {
@@ -266,12 +280,15 @@ impl Daemon {
         }
     }
 
-    /// Asks its admin server: status code and body. It must have been started with `WALTAG_LISTEN=127.0.0.1:0`.
-    pub fn get(&self, path: &str) -> (u16, String) {
+    /// Where its admin server listens. It must have been started with `WALTAG_LISTEN=127.0.0.1:0`.
+    pub fn address(&self) -> String {
         self.wait_for("listening");
-        let log = self.log();
-        let address = log.split("address=").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
-        let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        self.log().split("address=").nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
+    }
+
+    /// Asks its admin server: status code and body.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = std::net::TcpStream::connect(self.address()).unwrap();
         write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();

@@ -2,26 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, RULES, World, fail, signal, succeed, until};
-
-fn watched(world: &World, arguments: &[&str]) -> Daemon {
-    let mut command = world.waltag("waltag", &[&["run"], arguments].concat());
-    let daemon = world.start(command.env("WALTAG_LISTEN", "127.0.0.1:0"));
-    daemon.wait_for(" ready ");
-    daemon.wait_until_resynced();
-    daemon
-}
-
-fn address(daemon: &Daemon) -> String {
-    daemon.wait_for("listening");
-    daemon.log().split("address=").nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
-}
+use crate::support::{RULES, World, fail, signal, succeed, until};
 
 #[tokio::test]
 async fn a_reader_of_its_own_writes_waits_for_them() {
     let world = World::new().await;
     world.setup(RULES);
-    let daemon = watched(&world, &[]);
+    let daemon = world.watched_with(&[]);
     let (sql, mut cache) = (world.sql().await, world.cache(1).await);
     for id in 0..50 {
         redis::cmd("SET").arg(format!("FirstModel.pk:{id}")).arg("x").exec_async(&mut cache).await.unwrap();
@@ -32,7 +19,7 @@ async fn a_reader_of_its_own_writes_waits_for_them() {
         assert!(!left, "the row {id} was waited for");
     }
     let lsn: String = sql.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
-    let listen = address(&daemon);
+    let listen = daemon.address();
     let wait = |lsn: &str| world.waltag("waltag", &["wait", lsn, "--timeout", "200ms", "--listen", &listen]);
     succeed(&mut wait(&lsn));
     assert!(fail(&mut wait("FF/0"), 75).contains("not yet"));
@@ -54,7 +41,7 @@ async fn a_reader_of_its_own_writes_waits_for_them() {
 async fn a_truncate_is_waited_for_with_its_sweep() {
     let world = World::new().await;
     world.setup(RULES);
-    let daemon = watched(&world, &[]);
+    let daemon = world.watched_with(&[]);
     let (sql, mut cache) = (world.sql().await, world.cache(1).await);
     let fill = "for i = 1, 20000 do redis.call('SET', 'FirstModel.pk:' .. i, 'x') end";
     redis::cmd("EVAL").arg(fill).arg(0).exec_async(&mut cache).await.unwrap();
@@ -74,7 +61,7 @@ async fn a_detached_cache_is_named_at_once() {
             defaults: {{caches: [default, gone]}}, rules: [{{table: first_model, tags: ["f:<id>"]}}]}}"#,
         other.url(0)
     ));
-    let daemon = watched(&world, &[]);
+    let daemon = world.watched_with(&[]);
     drop(other);
     world.sql().await.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
     daemon.wait_for("detached:");
@@ -89,7 +76,7 @@ async fn asynchronous_commits_are_brought_out() {
     for nudge in ["off", "on"] {
         let world = World::with("fsync = on\nwal_writer_delay = 2s\n", crate::support::SCHEMA).await;
         world.setup(RULES);
-        let daemon = watched(&world, &["--flush-nudge", nudge, "--canary", "off"]);
+        let daemon = world.watched_with(&["--flush-nudge", nudge, "--canary", "off"]);
         let (sql, cache) = (world.sql().await, world.cache(1).await);
         sql.batch_execute("SET synchronous_commit = off").await.unwrap();
         let mut took = Vec::new();
@@ -124,7 +111,7 @@ async fn asynchronous_commits_are_brought_out() {
 async fn the_canary_comes_through() {
     let world = World::new().await;
     world.setup(RULES);
-    let daemon = watched(&world, &["--canary", "100ms"]);
+    let daemon = world.watched_with(&["--canary", "100ms"]);
     // Anybody can send such a message; what is in it is not believed.
     let forged = "SELECT pg_logical_emit_message(false, 'waltag', 'canary x 1'), pg_logical_emit_message(true, 'waltag', repeat('x', 100000))";
     world.sql().await.batch_execute(forged).await.unwrap();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use super::readers::connect;
 use super::{LIMIT, Lab, OTHER_ROW, dice};
 use crate::support::{signal, until_within};
 
@@ -174,11 +175,7 @@ impl Lab {
                 open.batch_execute("COMMIT").await.unwrap();
             }
             Fault::RedisEmptied => {
-                let mut cache = redis::Client::open(self.urls.library.as_str())
-                    .unwrap()
-                    .get_multiplexed_async_connection()
-                    .await
-                    .unwrap();
+                let mut cache = connect(&self.urls.library).await.unwrap();
                 redis::cmd("FLUSHDB").exec_async(&mut cache).await.unwrap();
             }
             Fault::RedisRestarted => {
@@ -187,11 +184,7 @@ impl Lab {
                 world.redis.launch().unwrap();
             }
             Fault::RedisFromACopy => {
-                let mut cache = redis::Client::open(self.urls.library.as_str())
-                    .unwrap()
-                    .get_multiplexed_async_connection()
-                    .await
-                    .unwrap();
+                let mut cache = connect(&self.urls.library).await.unwrap();
                 redis::cmd("SAVE").exec_async(&mut cache).await.unwrap();
                 // Between two passes.
                 tokio::time::sleep(Duration::from_millis(500)).await;
@@ -199,11 +192,7 @@ impl Lab {
                 world.redis.kill();
                 world.redis.launch().unwrap();
                 drop(world);
-                let mut cache = redis::Client::open(self.urls.library.as_str())
-                    .unwrap()
-                    .get_multiplexed_async_connection()
-                    .await
-                    .unwrap();
+                let mut cache = connect(&self.urls.library).await.unwrap();
                 let size: u64 = redis::cmd("DBSIZE").query_async(&mut cache).await.unwrap();
                 assert!(size > 0, "the copy was loaded");
             }

@@ -59,7 +59,7 @@ async fn read(lab: Arc<Lab>, protocol: Protocol) {
 }
 
 /// `None` if there is no such server.
-async fn connect(url: &str) -> Option<MultiplexedConnection> {
+pub async fn connect(url: &str) -> Option<MultiplexedConnection> {
     let limits = redis::AsyncConnectionConfig::new()
         .set_response_timeout(Some(Duration::from_secs(5)))
         .set_connection_timeout(Some(Duration::from_secs(2)));
