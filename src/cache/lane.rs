@@ -5,6 +5,8 @@
 //! what goes on meanwhile.
 
 mod missed;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use std::future::Future;
@@ -237,7 +239,10 @@ impl Lane {
         let first = [self.next.floor, self.in_flight.floor, self.sweeps.floor()];
         let first = first.into_iter().flatten().fold(position, Lsn::min);
         let doubted = self.doubts.as_ref().map(|(_, _, floor)| *floor);
-        let done = [self.repeats.floor(), self.followers.floor(), doubted].into_iter().flatten().fold(first, Lsn::min);
+        let done = [self.repeats.floor(), self.sweeps.last_floor(), self.followers.floor(), doubted]
+            .into_iter()
+            .flatten()
+            .fold(first, Lsn::min);
         let before = self.progress.unwrap_or(Progress { done, first });
         self.progress = Some(Progress { done: before.done.max(done), first: before.first.max(first) });
     }

@@ -145,6 +145,11 @@ impl Marker {
         gap
     }
 
+    /// Did this process write what stands there?
+    pub fn is_own(&self) -> bool {
+        self.claimed && self.held.owner == self.owner
+    }
+
     /// At the start: what was the state when somebody wrote last?
     fn gap(&self, found: &Found, confirmed: Lsn, coverage: &Coverage) -> Option<Gap> {
         let done = found.done.as_deref().and_then(|text| text.parse::<Lsn>().ok());

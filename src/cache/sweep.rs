@@ -4,27 +4,26 @@
 //! It has a connection of its own beside the batches, goes in slices and pauses as long as each slice took. A cursor does
 //! not survive a reconnect, so a sweep that breaks starts again at 0.
 
+mod pass;
+
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use redis::Value;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::Cache;
-use super::command::{commands, new_version, on_key};
-use super::connection::{self, Error, Kind};
+use super::connection::Error;
 use super::gap::{Gap, Keys, Scope};
-use super::pattern::common_glob;
 use crate::backoff::Backoff;
 use crate::source::lsn::Lsn;
 use crate::source::visibility::Snapshot;
+pub use pass::{Pace, sweep};
 
-/// Keys that Redis looks at per SCAN: calls of about a millisecond.
-const COUNT: usize = 500;
-/// The longest pause between two slices.
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// Repeats of sweeps that wait one by one; more become one.
+const REPEATS: usize = 16;
 
 type Running = Pin<Box<dyn Future<Output = Result<u64, Error>>>>;
 
@@ -39,6 +38,16 @@ pub struct Sweeps {
     backoff: Backoff,
     failing_since: Option<Instant>,
     resync: Option<Resync>,
+    /// Sweeps that were complete, to be done again for those who were computing meanwhile, by their moment.
+    repeats: VecDeque<Repeat>,
+    alarm: Option<(Instant, Pin<Box<Sleep>>)>,
+}
+
+/// A sweep that is owed once more.
+struct Repeat {
+    due: Instant,
+    scope: Scope,
+    floor: Lsn,
 }
 
 /// What a sweep that is complete was.
@@ -46,6 +55,8 @@ pub struct Sweeps {
 pub enum Passed {
     /// A sweep by itself.
     Sweep,
+    /// A sweep that was complete before, once more.
+    Repeat,
     /// The first pass of a resync: what was missed is stale now.
     First,
     /// The second: the gap is closed.
@@ -60,6 +71,15 @@ struct Wanted {
     scope: Scope,
     /// It is a pass of the resync.
     resync: bool,
+    /// What of it the cache's repeats are owed for: a resync has a second pass of its own.
+    again: Option<Scope>,
+}
+
+impl Wanted {
+    /// Nothing of it is the repeat of a sweep that was complete.
+    fn is_first(&self) -> bool {
+        self.resync || self.again.is_some()
+    }
 }
 
 /// A resync has two passes: at once, and again when every transaction has ended that was running when the gap was noticed.
@@ -100,7 +120,7 @@ impl Sweeps {
 
     /// Wants a sweep for something after `floor`.
     pub fn want(&mut self, scope: Scope, floor: Lsn) {
-        self.join(Wanted { floor, scope, resync: false });
+        self.join(Wanted { floor, again: Some(scope.clone()), scope, resync: false });
     }
 
     fn join(&mut self, wanted: Wanted) {
@@ -110,6 +130,10 @@ impl Sweeps {
                 floor: own.floor.min(wanted.floor),
                 scope: own.scope.and(wanted.scope),
                 resync: own.resync || wanted.resync,
+                again: match (own.again, wanted.again) {
+                    (Some(own), Some(wanted)) => Some(own.and(wanted)),
+                    (own, wanted) => own.or(wanted),
+                },
             },
         });
     }
@@ -120,7 +144,7 @@ impl Sweeps {
             None => gap,
             Some(Resync { gap: first, .. }) => Gap { scope: first.scope.and(gap.scope), ..first },
         };
-        self.join(Wanted { floor, scope: gap.scope.clone(), resync: true });
+        self.join(Wanted { floor, scope: gap.scope.clone(), resync: true, again: None });
         self.resync = Some(Resync { gap, barrier: Barrier::Snapshots(1), pass: Pass::First });
     }
 
@@ -170,15 +194,25 @@ impl Sweeps {
         self.resync.as_ref().is_some_and(|resync| matches!(resync.pass, Pass::First))
     }
 
-    /// The position that they hold back.
+    /// The position that their first passes hold back.
     pub fn floor(&self) -> Option<Lsn> {
-        let wanted = [self.waiting.as_ref(), self.running.as_ref().map(|(wanted, _)| wanted)];
-        wanted.into_iter().flatten().map(|wanted| wanted.floor).min()
+        self.wanted().filter(|wanted| wanted.is_first()).map(|wanted| wanted.floor).min()
+    }
+
+    /// The position that they hold back, repeats included.
+    pub fn last_floor(&self) -> Option<Lsn> {
+        let repeats = self.repeats.iter().map(|repeat| repeat.floor);
+        self.wanted().map(|wanted| wanted.floor).chain(repeats).min()
+    }
+
+    fn wanted(&self) -> impl Iterator<Item = &Wanted> {
+        self.waiting.iter().chain(self.running.as_ref().map(|(wanted, _)| wanted))
     }
 
     /// Forgets what is wanted: the cache is detached.
     pub fn forget(&mut self) {
         (self.waiting, self.running, self.resync, self.failing_since) = (None, None, None, None);
+        self.repeats.clear();
     }
 
     /// Works on; ready when a sweep is complete (how many keys, and what it was) or has failed.
@@ -190,8 +224,9 @@ impl Sweeps {
             *pass = Pass::Second;
             let scope = gap.scope.clone();
             // It holds no position back by itself: the marker tells of no progress meanwhile.
-            self.join(Wanted { floor: Lsn(u64::MAX), scope, resync: true });
+            self.join(Wanted { floor: Lsn(u64::MAX), scope, resync: true, again: None });
         }
+        self.poll_repeats(context);
         if self.running.is_none() {
             let Some(wanted) = self.waiting.take() else { return Poll::Pending };
             let keys = match &wanted.scope {
@@ -212,7 +247,7 @@ impl Sweeps {
             Ok(swept) => {
                 self.backoff.reset();
                 self.failing_since = None;
-                Ok((swept, self.passed(&wanted)))
+                Ok((swept, self.passed(wanted, &cache.repeat)))
             }
             Err(error) => {
                 self.backoff.next();
@@ -223,7 +258,41 @@ impl Sweeps {
         })
     }
 
-    fn passed(&mut self, done: &Wanted) -> Passed {
+    /// Joins the repeats whose time has come.
+    fn poll_repeats(&mut self, context: &mut Context<'_>) {
+        while let Some(Repeat { due, .. }) = self.repeats.front() {
+            let alarm = match &mut self.alarm {
+                Some((at, alarm)) if at == due => alarm,
+                _ => &mut self.alarm.insert((*due, Box::pin(sleep_until(*due)))).1,
+            };
+            if alarm.as_mut().poll(context).is_pending() {
+                return;
+            }
+            if let Some(Repeat { scope, floor, .. }) = self.repeats.pop_front() {
+                self.join(Wanted { floor, scope, resync: false, again: None });
+            }
+        }
+    }
+
+    /// Whoever was computing meanwhile may store what was true before: each delay after now the same goes stale again.
+    fn owe_repeats(&mut self, scope: &Scope, floor: Lsn, delays: &[Duration]) {
+        for delay in delays {
+            let due = Instant::now() + *delay;
+            let at = self.repeats.partition_point(|repeat| repeat.due <= due);
+            self.repeats.insert(at, Repeat { due, scope: scope.clone(), floor });
+        }
+        while self.repeats.len() > REPEATS.max(delays.len())
+            && let (Some(last), Some(before)) = (self.repeats.pop_back(), self.repeats.pop_back())
+        {
+            let (scope, floor) = (before.scope.and(last.scope), before.floor.min(last.floor));
+            self.repeats.push_back(Repeat { due: last.due, scope, floor });
+        }
+    }
+
+    fn passed(&mut self, done: Wanted, delays: &[Duration]) -> Passed {
+        if let Some(scope) = &done.again {
+            self.owe_repeats(scope, done.floor, delays);
+        }
         // What came while it ran is for the one that waits.
         let more = self.waiting.as_ref().is_some_and(|waiting| waiting.resync);
         match self.resync.take() {
@@ -234,94 +303,8 @@ impl Sweeps {
             Some(Resync { gap, pass: Pass::Second, .. }) if done.resync && !more => Passed::Second(gap),
             resync => {
                 self.resync = resync;
-                Passed::Sweep
+                if done.is_first() { Passed::Sweep } else { Passed::Repeat }
             }
         }
     }
-}
-
-/// How a sweep goes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Pace {
-    /// At most this many keys per second; without it only the pauses.
-    pub rate: Option<u32>,
-    /// Count, and touch nothing.
-    pub dry_run: bool,
-}
-
-impl Pace {
-    /// The pause after a slice that took `elapsed` and made `count` keys stale.
-    fn pause(self, elapsed: Duration, count: u64) -> Duration {
-        let by_rate = self.rate.map(|rate| Duration::from_secs_f64(count as f64 / f64::from(rate)));
-        elapsed.min(LONGEST_PAUSE).max(by_rate.unwrap_or_default().saturating_sub(elapsed))
-    }
-}
-
-/// Makes every key stale that one of the patterns matches, and the tags; how many.
-pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) -> Result<u64, Error> {
-    if patterns.is_empty() && tags.is_empty() {
-        return Ok(0);
-    }
-    let failed = |error| Error::new(cache, &error);
-    let mut connection = connection::open(cache).await?;
-    let mut pipeline = redis::Pipeline::new();
-    pipeline.ignore_errors();
-    for command in tags.iter().flat_map(|tag| commands(cache, tag, new_version())).filter(|_| !pace.dry_run) {
-        pipeline.add_command(command.pack());
-    }
-    let sent = send(cache, &mut connection, pipeline).await? as u64;
-    if patterns.is_empty() {
-        return Ok(sent);
-    }
-    let glob = common_glob(patterns);
-    let (mut cursor, mut swept) = (0_u64, sent);
-    loop {
-        let begin = Instant::now();
-        let mut scan = redis::cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(glob.as_slice()).arg("COUNT").arg(COUNT);
-        let (next, keys): (u64, Vec<Vec<u8>>) = scan.query_async(&mut connection).await.map_err(failed)?;
-        let mut pipeline = redis::Pipeline::new();
-        pipeline.ignore_errors();
-        // No pattern ever touches the markers.
-        let owed = |key: &Vec<u8>| !key.starts_with(b"waltag:") && patterns.iter().any(|pattern| pattern.matches(key));
-        let before = swept;
-        for key in keys.into_iter().filter(owed) {
-            if !pace.dry_run {
-                on_key(cache, key, new_version()).for_each(|command| {
-                    pipeline.add_command(command.pack());
-                });
-            }
-            swept += 1;
-        }
-        send(cache, &mut connection, pipeline).await?;
-        if next == 0 {
-            return Ok(swept);
-        }
-        cursor = next;
-        sleep(pace.pause(begin.elapsed(), swept - before)).await;
-    }
-}
-
-/// Sends a slice; how many commands it had. One key that refuses its command for ever must not hold up all others.
-async fn send(
-    cache: &Cache,
-    connection: &mut redis::aio::MultiplexedConnection,
-    pipeline: redis::Pipeline,
-) -> Result<usize, Error> {
-    if pipeline.is_empty() {
-        return Ok(0);
-    }
-    let replies: redis::RedisResult<Vec<Value>> = pipeline.query_async(connection).await;
-    let replies = replies.map_err(|error| Error::new(cache, &error))?;
-    let count = replies.len();
-    for reply in replies {
-        if let Value::ServerError(error) = reply {
-            let error = Error::reply(cache, error);
-            if error.kind != Kind::Futile {
-                return Err(error);
-            }
-            tracing::error!(cache = cache.name, "{}; passed over by a sweep", error.sentence);
-        }
-    }
-    Ok(count)
 }

@@ -54,6 +54,7 @@ impl Daemon {
                 tracing::warn!(cache, address, "resync: {gap}");
             }
             LaneEvent::Swept(keys, Passed::Sweep) => tracing::info!(cache, keys, "sweep complete"),
+            LaneEvent::Swept(keys, Passed::Repeat) => tracing::info!(cache, keys, "sweep repeated"),
             LaneEvent::Swept(keys, Passed::First) => {
                 tracing::info!(cache, keys, "everything is stale; once more when the running transactions have ended");
             }

@@ -27,5 +27,6 @@ mod standby;
 mod support;
 mod systemd;
 mod tls;
+mod truncates;
 mod visibility;
 mod waiting;

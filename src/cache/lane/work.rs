@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::super::batch::Batch;
 use super::super::connection::{Error, Kind};
+use super::super::coverage::Coverage;
 use super::super::flight::{Outcome, claim, connect, flight};
 use super::super::gap::{Gap, Scope};
 use super::super::marker::{Answer, BEHIND, Found, OTHER_DAEMON};
@@ -154,7 +155,7 @@ impl Lane {
     }
 
     /// What the marker that was found means. A cache that was detached counts again from here on.
-    fn gap(&mut self, found: Found) -> Option<Gap> {
+    pub(super) fn gap(&mut self, found: Found) -> Option<Gap> {
         let detached = !self.is_attached();
         self.attachment = Attachment::Attached;
         let told = self.written.map_or(self.confirmed, |written| written.done.max(self.confirmed));
@@ -164,7 +165,8 @@ impl Lane {
             self.followers.suspect(self.confirmed);
         }
         let gap = self.marker.found(found, told, &self.coverage, jumped);
-        let doubts = self.coverage.doubts(&before);
+        // What this process wrote was judged by every catalog that it has read since.
+        let doubts = if self.marker.is_own() { Coverage::default() } else { self.coverage.doubts(&before) };
         if gap.is_none() && !doubts.templates.is_empty() {
             self.doubts = Some((doubts, self.covered_at, self.confirmed));
         }
@@ -223,7 +225,7 @@ impl Lane {
 
     /// Takes the answer to a marker. A refusal is a loss: it is told, everything goes stale, and the next write claims what
     /// stands there now.
-    fn marked_by(&mut self, answer: &Value) -> Option<Event> {
+    pub(super) fn marked_by(&mut self, answer: &Value) -> Option<Event> {
         let wanted = self.in_flight.marker.take();
         let edition = self.in_flight.edition.take();
         self.marked_at = Instant::now();
