@@ -114,7 +114,11 @@ pub enum Command {
         prefer: Option<Prefer>,
     },
     /// Print a rule file to start from, made of the database's tables
-    Init,
+    Init {
+        /// The cache's Redis, which is looked at as `detect` does
+        #[arg(long, value_name = "URL")]
+        redis: Option<String>,
+    },
     /// Validate the rules
     Check {
         /// Also against the database
@@ -126,6 +130,24 @@ pub enum Command {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Show the client libraries whose formats are spoken, or one of them
+    Dialects {
+        /// Which
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+        /// As JSON
+        #[arg(long, conflicts_with = "markdown")]
+        json: bool,
+        /// As the page docs/dialects.md
+        #[arg(long)]
+        markdown: bool,
+    },
+    /// Look at a live Redis, read-only, and propose the dialect and options of its caches
+    Detect {
+        /// Of Redis
+        #[arg(value_name = "URL")]
+        url: String,
     },
     /// Print a JSON Schema of rule files, for editors
     Schema,

@@ -33,7 +33,7 @@ impl From<rules::Error> for Failure {
     fn from(error: rules::Error) -> Failure {
         let exit = match error {
             rules::Error::Paths(_) => Exit::NoRules,
-            rules::Error::Wrong(_) | rules::Error::NoCache | rules::Error::Planned(..) => Exit::Rules,
+            rules::Error::Wrong(_) | rules::Error::NoCache => Exit::Rules,
         };
         Failure::new(exit, error.to_string())
     }

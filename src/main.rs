@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use waltag::cli::{Cli, Command, LogFormat, Prefer, Typed};
 use waltag::command;
+use waltag::command::dialects::Form;
 use waltag::command::setup::Wish;
 use waltag::exit::Exit;
 use waltag::failure::Failure;
@@ -45,7 +46,16 @@ async fn run(cli: Cli, environment: &Environment) -> Result<(), Failure> {
             command::run::dry_run(&settings(&cli.typed)?, environment, once).await
         }
         Command::Run { setup, once, .. } => command::run::run(settings(&cli.typed)?, environment, setup, once).await,
-        Command::Init => command::init::init(&settings(&cli.typed)?).await,
+        Command::Init { redis } => command::init::init(&settings(&cli.typed)?, redis.as_deref()).await,
+        Command::Detect { url } => command::detect::detect(&url).await,
+        Command::Dialects { name, json, markdown } => {
+            let form = match (json, markdown) {
+                (true, _) => Form::Json,
+                (_, true) => Form::Markdown,
+                _ => Form::Text,
+            };
+            command::dialects::dialects(name.as_deref(), form)
+        }
         Command::Setup { apply, remove, role, prefer } => {
             let wish = Wish { apply, remove, role: &role, prefer_wal: prefer == Some(Prefer::Wal) };
             command::setup::setup(&settings(&cli.typed)?, environment, wish).await

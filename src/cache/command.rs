@@ -1,41 +1,63 @@
 //! The Redis commands that make a tag stale. The hot path fills a pipeline with them, `explain` prints them: one code.
 
-use rand::RngExt;
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime};
 
+use rand::RngExt;
+use redis::Script;
+
+use super::formula::{Fill, Formula};
+use super::step::{Action, BUMP, MEMBERS, Members, STAMP, Step};
 use super::{Cache, released};
 
-/// What is done to the key of a stale tag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// UNLINK: like DEL, freed in the background.
-    Unlink,
-    /// SET to a random version for `ttl` seconds; `existing` adds XX, where an absent key is stale anyway.
-    Set {
-        /// Life of the key in seconds.
-        ttl: u64,
-        /// Only if the key exists.
-        existing: bool,
-    },
-}
+/// Members that one script looks at: calls of a few milliseconds.
+const SLICE: &[u8] = b"250";
+/// Where the cursor of [`MEMBERS`] stands among its arguments.
+const CURSOR: usize = 4;
+
+static STAMP_HASH: LazyLock<String> = LazyLock::new(|| Script::new(STAMP).get_hash().to_owned());
+static BUMP_HASH: LazyLock<String> = LazyLock::new(|| Script::new(BUMP).get_hash().to_owned());
+static MEMBERS_HASH: LazyLock<String> = LazyLock::new(|| Script::new(MEMBERS).get_hash().to_owned());
 
 /// One command, ready to be sent or shown.
-pub struct Command(Vec<Vec<u8>>);
+#[derive(Clone)]
+pub struct Command {
+    arguments: Vec<Vec<u8>>,
+    /// It goes on from the cursor that it returns.
+    scans: bool,
+    /// For people.
+    script: &'static str,
+}
 
 impl Command {
+    fn new(arguments: Vec<Vec<u8>>) -> Command {
+        Command { arguments, scans: false, script: "" }
+    }
+
     /// For Redis.
     pub fn pack(&self) -> redis::Cmd {
         let mut command = redis::Cmd::new();
-        for argument in &self.0 {
+        for argument in &self.arguments {
             command.arg(argument.as_slice());
         }
         command
+    }
+
+    /// What is left to do after its answer.
+    pub fn after(mut self, answer: &redis::Value) -> Option<Command> {
+        let cursor: Vec<u8> = redis::from_redis_value_ref(answer).ok().filter(|_| self.scans)?;
+        if cursor == b"0" {
+            return None;
+        }
+        *self.arguments.get_mut(CURSOR)? = cursor;
+        Some(self)
     }
 }
 
 /// As redis-cli would take it.
 impl std::fmt::Display for Command {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (index, argument) in self.0.iter().enumerate() {
+        for (index, argument) in self.arguments.iter().enumerate() {
             let space = if index == 0 { "" } else { " " };
             let text = String::from_utf8_lossy(argument);
             let plain = !text.is_empty()
@@ -43,37 +65,97 @@ impl std::fmt::Display for Command {
             if plain {
                 write!(f, "{space}{text}")?;
             } else {
-                write!(f, "{space}{:?}", text)?;
+                write!(f, "{space}\"{}\"", argument.escape_ascii())?;
             }
         }
-        Ok(())
+        if self.script.is_empty() { Ok(()) } else { write!(f, "  # {}", self.script) }
     }
 }
 
-/// The commands for one tag. `version` is drawn by the caller, new for each pass and each attempt: a version that was used
-/// before could bring records back to life that were stored under it.
-pub fn commands<'a>(cache: &'a Cache, tag: &'a [u8], version: u64) -> impl Iterator<Item = Command> + 'a {
-    cache.keys.iter().flat_map(move |formula| on_key(cache, formula.key(tag), version))
+/// What is drawn anew for each pass and each attempt: a version that was used before could bring records back to life that were stored
+/// under it.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    random: u64,
+    now: u64,
+}
+
+impl Draw {
+    /// For a cache, whose guard its stamps are ahead.
+    pub fn new(cache: &Cache) -> Draw {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        // A client that compares with `<` would take a record of the same millisecond for newer.
+        let now = since + cache.guard + Duration::from_millis(1);
+        Draw { random: rand::rng().random::<u64>() >> 1, now: now.as_millis() as u64 }
+    }
+
+    /// With a tag.
+    pub fn fill<'a>(&self, tag: &'a [u8]) -> Fill<'a> {
+        Fill { tag, member: b"", random: self.random, now: self.now }
+    }
+}
+
+/// The commands for one tag.
+pub fn commands<'a>(cache: &'a Cache, tag: &'a [u8], draw: Draw) -> impl Iterator<Item = Command> + 'a {
+    cache.steps.iter().flat_map(move |step| {
+        let fill = draw.fill(tag);
+        on_key(cache, step, step.key.render(&fill), &fill)
+    })
 }
 
 /// The commands for a key that is known already: its fence goes first, or a reader could store between the two.
-pub fn on_key(cache: &Cache, key: Vec<u8>, version: u64) -> impl Iterator<Item = Command> {
+pub fn on_key(cache: &Cache, step: &Step, key: Vec<u8>, fill: &Fill) -> impl Iterator<Item = Command> + use<> {
     let fence = cache.fence.and_then(|delay| {
         let life = released::life(delay).to_string().into_bytes();
-        Some(Command(vec![b"SET".to_vec(), released::key(&key)?, released::value(delay), b"PX".to_vec(), life]))
+        Some(Command::new(vec![b"SET".to_vec(), released::key(&key)?, released::value(delay), b"PX".to_vec(), life]))
     });
-    fence.into_iter().chain(std::iter::once(operation(cache, key, version)))
+    fence.into_iter().chain(act(&step.action, key, fill))
 }
 
-fn operation(cache: &Cache, key: Vec<u8>, version: u64) -> Command {
-    let Operation::Set { ttl, existing } = cache.operation else { return Command(vec![b"UNLINK".to_vec(), key]) };
-    let mut arguments = vec![b"SET".to_vec(), key, version.to_string().into_bytes()];
-    arguments.extend(existing.then(|| b"XX".to_vec()));
-    arguments.extend([b"EX".to_vec(), ttl.to_string().into_bytes()]);
-    Command(arguments)
+/// One step on a key.
+pub fn act(action: &Action, key: Vec<u8>, fill: &Fill) -> Option<Command> {
+    let number = |number: u64| number.to_string().into_bytes();
+    Some(match action {
+        Action::Unlink => Command::new(vec![b"UNLINK".to_vec(), key]),
+        Action::DropField(field) => Command::new(vec![b"HDEL".to_vec(), key, field.render(fill)]),
+        Action::Set { value, life, existing } => {
+            let mut arguments = vec![b"SET".to_vec(), key, value.render(fill)];
+            arguments.extend(existing.then(|| b"XX".to_vec()));
+            arguments.extend(life.iter().flat_map(|life| [b"EX".to_vec(), number(*life)]));
+            Command::new(arguments)
+        }
+        Action::Stamp { unit, values, life } => {
+            let mut arguments = script(&STAMP_HASH, key);
+            arguments.extend([number(unit.of(fill.now)), number(life * 1_000)]);
+            arguments.extend(values.iter().map(|value| value.render(fill)));
+            Command { arguments, scans: false, script: "stamp.lua: never lowered" }
+        }
+        Action::Count => Command::new(vec![b"INCR".to_vec(), key]),
+        Action::Bump => {
+            let arguments = script(&BUMP_HASH, key);
+            Command { arguments, scans: false, script: "bump.lua: one more, serialized" }
+        }
+        Action::Members(members) => members_of(members, key, fill),
+        Action::Publish(message) => Command::new(vec![b"PUBLISH".to_vec(), key, message.render(fill)]),
+        Action::Scan => return None,
+    })
 }
 
-/// 63 random bits: never used before, and a positive number for every client that parses it.
-pub fn new_version() -> u64 {
-    rand::rng().random::<u64>() >> 1
+fn script(hash: &str, key: Vec<u8>) -> Vec<Vec<u8>> {
+    vec![b"EVALSHA".to_vec(), hash.as_bytes().to_vec(), b"1".to_vec(), key]
+}
+
+fn members_of(members: &Members, key: Vec<u8>, fill: &Fill) -> Command {
+    let mut arguments = script(&MEMBERS_HASH, key);
+    let scan = if members.sorted { b"ZSCAN" } else { b"SSCAN" };
+    let now = (fill.now / 1_000).to_string().into_bytes();
+    let head = |formula: Option<&Formula>| formula.map(|formula| formula.around().0.to_vec()).unwrap_or_default();
+    let (index, tags) = (members.index.as_ref().map(|both| &both.0), members.index.as_ref().map(|both| &both.1));
+    arguments.extend([b"0".to_vec(), scan.to_vec(), SLICE.to_vec(), members.links.as_bytes().to_vec(), now]);
+    arguments.extend([members.like.as_bytes().to_vec(), head(index), head(tags)]);
+    for record in &members.records {
+        let (head, _, tail) = record.around();
+        arguments.extend([head.to_vec(), tail.to_vec()]);
+    }
+    Command { arguments, scans: true, script: "members.lua: the records of its members, slice by slice" }
 }

@@ -1,11 +1,13 @@
 //! A connection to one Redis, and what its refusals mean to people.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind};
 
 use super::Cache;
+use super::step::Step;
 
 /// Opening a connection may take this long.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
@@ -57,6 +59,12 @@ impl Error {
                 (Kind::Refused, format!("{said}; Redis 6.2 or later is needed, with {PERMISSIONS}"))
             }
             (_, "ERR") => (Kind::Futile, said),
+            (_, "FOREIGN") => {
+                let sentence = format!(
+                    "{said}: a serializer or compression of phpredis writes members that waltag cannot read; store this cache's tags without it"
+                );
+                (Kind::Refused, sentence)
+            }
             (_, "OOM") => (Kind::Away, format!("Redis is full ({said}); raise maxmemory or set an eviction policy")),
             (ErrorKind::Server(ServerErrorKind::ReadOnly), _) => {
                 (Kind::Away, format!("this Redis is a replica ({said}); the cache's `url` must name the master"))
@@ -113,5 +121,12 @@ pub async fn open(cache: &Cache) -> Result<MultiplexedConnection, Error> {
         .set_connection_timeout(Some(CONNECT_LIMIT))
         .set_response_timeout(Some(REPLY_LIMIT));
     let client = redis::Client::open(cache.url.clone()).map_err(|error| Error::new(cache, &error))?;
-    client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| Error::new(cache, &error))
+    let failed = |error| Error::new(cache, &error);
+    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.map_err(failed)?;
+    // A pipeline cannot fall back from EVALSHA; a server that forgets them is a failed command, and so a new connection.
+    let scripts: BTreeSet<&str> = cache.steps.iter().filter_map(Step::script).collect();
+    for script in scripts {
+        redis::cmd("SCRIPT").arg("LOAD").arg(script).exec_async(&mut connection).await.map_err(failed)?;
+    }
+    Ok(connection)
 }

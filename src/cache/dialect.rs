@@ -1,8 +1,7 @@
-//! How a client library marks a tag stale, as data: the key formula, the operation, the options under the client's own
-//! names. A new client of a known shape is a new row in [`DIALECTS`].
+//! How a client library marks a tag stale, as data: its options under the client's own names, what is sent for a tag, how what cannot be
+//! listed is found. A new client is a new entry in [`super::dialects`].
 
-use md5::{Digest, Md5};
-
+use super::releases::{self, Library};
 use crate::rules::style::Style;
 
 /// A client library, or a plain primitive.
@@ -10,185 +9,172 @@ use crate::rules::style::Style;
 pub struct Dialect {
     /// Name in rule files.
     pub name: &'static str,
+    /// Whose format it is.
+    pub client: &'static str,
+    /// How far that is known.
+    pub verified: Verified,
     /// How its application writes values into tags.
     pub style: Style,
-    /// How a tag becomes keys.
-    pub keys: KeyForm,
-    /// What is done to these keys unless `mode` says otherwise.
-    pub operation: OperationForm,
-    /// Does an empty placeholder skip the tag? Where the text is the key itself, `user:` must not be reached by accident.
-    pub empty_skips: bool,
-    /// Its options beside `url`, `dialect` and `style`.
-    pub options: &'static [&'static str],
-    /// It is not spoken yet: rules can be checked and tested with it, and nothing is run.
-    pub planned: bool,
+    /// Its options beside those of every cache.
+    pub options: &'static [Opt],
+    /// What is sent for a stale tag ([`super::step`]).
+    pub steps: &'static [&'static str],
+    /// What finds the records, or the tags, that cannot be listed ([`super::reach`]).
+    pub sweep: &'static [&'static str],
+    /// Which texts can be a tag of it.
+    pub tags: Texts,
+    /// Which races it leaves open, and what closes them.
+    pub races: &'static str,
+    /// What its users should know.
+    pub note: &'static str,
 }
 
-/// How a tag becomes keys.
+/// Where the knowledge of a format comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyForm {
-    /// The tag is the key.
-    Verbatim,
-    /// `<key_prefix>:<version>:tag_<release>_<md5 of the tag>`: Django's make_key over the library's own key.
-    DjangoTag(Library),
+pub enum Verified {
+    /// `scripts/test clients` runs this version of the library.
+    Run(&'static str),
+    /// The source of this version was read; the library was not run.
+    Read(&'static str),
+    /// There is no library.
+    Primitive,
 }
 
-/// The two names under which the tag library was released.
+/// An option of a dialect.
+#[derive(Debug)]
+pub struct Opt {
+    /// Its name, which is the client's.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// Taken if nothing is said; without one it must be given.
+    pub default: Option<&'static str>,
+    /// What it is, in the client's words.
+    pub about: &'static str,
+    /// Needed only with this word of another option.
+    pub needed_if: Option<(&'static str, &'static str)>,
+}
+
+/// What an option takes.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// Any text, or several: each is written.
+    Text,
+    /// One of these.
+    Word(&'static [&'static str]),
+    /// A time of at least a second; stands for its seconds.
+    Seconds,
+    /// Releases of cache-tagging and cache-dependencies; stands for the prefix of their tag keys.
+    Django(Library),
+    /// A release of Symfony; stands for the infix of its tag keys, and in conditions for the first release that has it.
+    Symfony,
+}
+
+/// Which texts can be a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Library {
-    /// Up to 0.7.7.39.
-    CacheTagging,
-    /// From 0.7.7.39 on.
-    CacheDependencies,
+pub enum Texts {
+    /// Any.
+    Any,
+    /// Any; the text is the key itself, so an empty placeholder skips the tag: `user:` must not be reached by accident.
+    Keys,
+    /// None of these characters.
+    Without(&'static str),
+    /// Nothing but ASCII letters, digits and these.
+    Only(&'static str),
+    /// Texts without columns.
+    Constant,
+    /// `<@table>` and nothing else.
+    Table,
 }
 
-/// What is done to a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OperationForm {
-    /// UNLINK: an absent tag key is a miss.
-    Unlink,
-    /// UNLINK, or with `mode: set` a version never used before, for as long as the library keeps a tag (86,400 s).
-    UnlinkOrSet,
-    /// SET to a version never used before, by `ttl` and `absent`.
-    Version,
-}
+/// What all others are compared with: `..PLAIN` in a table of dialects.
+pub const PLAIN: Dialect = Dialect {
+    name: "",
+    client: "",
+    verified: Verified::Primitive,
+    style: Style::Plain,
+    options: &[],
+    steps: &[],
+    sweep: &["KEYS"],
+    tags: Texts::Any,
+    races: LATE,
+    note: "",
+};
 
-/// Every dialect.
-pub const DIALECTS: [Dialect; 4] = [
-    Dialect {
-        name: "cache-dependencies",
-        style: Style::Python,
-        keys: KeyForm::DjangoTag(Library::CacheDependencies),
-        operation: OperationForm::UnlinkOrSet,
-        empty_skips: false,
-        options: &["key_prefix", "version", "release", "releases", "mode", "fence"],
-        planned: false,
-    },
-    Dialect {
-        name: "cache-tagging",
-        style: Style::Python,
-        keys: KeyForm::DjangoTag(Library::CacheTagging),
-        operation: OperationForm::UnlinkOrSet,
-        empty_skips: false,
-        options: &["key_prefix", "version", "release", "releases", "mode"],
-        planned: false,
-    },
-    Dialect {
-        name: "keys",
-        style: Style::Plain,
-        keys: KeyForm::Verbatim,
-        operation: OperationForm::Unlink,
-        empty_skips: true,
-        options: &[],
-        planned: false,
-    },
-    Dialect {
-        name: "version",
-        style: Style::Plain,
-        keys: KeyForm::Verbatim,
-        operation: OperationForm::Version,
-        empty_skips: false,
-        options: &["ttl", "absent"],
-        planned: false,
-    },
-];
+/// Of most clients.
+pub const LATE: &str =
+    "a reader that computes over the commit stores the old value: `repeat`, longer than the computation";
+/// Of clients that compare times.
+pub const STAMPED: &str =
+    "a reader that computes over the commit stores the old value: `guard`, or `repeat`, longer than the computation";
+/// Of clients that take the time before they compute.
+pub const EARLY: &str =
+    "none for the computation; clocks: `repeat` or `guard` longer than the application's clock may differ";
 
-/// A client that is known by name, and how its application writes values.
-const fn planned(name: &'static str, style: Style, empty_skips: bool) -> Dialect {
-    let (keys, operation) = (KeyForm::Verbatim, OperationForm::Unlink);
-    Dialect { name, style, keys, operation, empty_skips, options: &[], planned: true }
-}
+impl Dialect {
+    /// Does its own `set()` look for locks?
+    pub fn locks(&self) -> bool {
+        self.name == "cache-dependencies"
+    }
 
-/// Clients that are not spoken yet.
-pub const PLANNED: [Dialect; 33] = [
-    planned("aspnet-output-cache", Style::Plain, false),
-    planned("async-cache-dedupe", Style::Plain, false),
-    planned("bentocache", Style::Plain, false),
-    planned("cacheable", Style::Plain, false),
-    planned("cakephp", Style::Php, false),
-    planned("cashews", Style::Python, false),
-    planned("counter", Style::Plain, false),
-    planned("django-cachalot", Style::Python, false),
-    planned("django-cacheops", Style::Python, false),
-    planned("drupal", Style::Php, false),
-    planned("envelop-response-cache", Style::Plain, false),
-    planned("fastapi-cache", Style::Python, false),
-    planned("fusioncache", Style::Plain, false),
-    planned("gocache", Style::Plain, false),
-    planned("laravel", Style::Php, false),
-    planned("laravel-9", Style::Php, false),
-    planned("layered-loader", Style::Plain, false),
-    planned("magento", Style::Php, false),
-    planned("medusa", Style::Plain, false),
-    planned("neos", Style::Php, false),
-    planned("nette", Style::Php, false),
-    planned("nextjs", Style::Plain, false),
-    planned("nextjs-cache-components", Style::Plain, false),
-    planned("nextjs-turbo", Style::Plain, false),
-    planned("prefix", Style::Plain, true),
-    planned("redis-tagged-cache", Style::Python, false),
-    planned("set", Style::Plain, true),
-    planned("stamp", Style::Plain, false),
-    planned("symfony-redis-tag-aware", Style::Php, false),
-    planned("symfony-tag-aware", Style::Php, false),
-    planned("typo3", Style::Php, false),
-    planned("vendure", Style::Plain, false),
-    planned("yii2", Style::Php, false),
-];
-
-/// The dialect of that name.
-pub fn named(name: &str) -> Option<&'static Dialect> {
-    DIALECTS.iter().chain(&PLANNED).find(|dialect| dialect.name == name)
-}
-
-impl Library {
-    /// The release that is assumed when none is given.
-    pub fn default_release(self) -> &'static str {
-        match self {
-            Library::CacheTagging => "0.7.3",
-            Library::CacheDependencies => "0.7.7.48",
-        }
+    /// May its records have any name?
+    pub fn is_open(&self) -> bool {
+        self.steps.iter().any(|line| line.starts_with("SCAN"))
     }
 }
 
-/// What comes before the tag, and whether the tag is hashed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeyFormula {
-    /// The tag.
-    Verbatim,
-    /// This text, then the tag's md5 in hexadecimal.
-    Md5(String),
+impl Opt {
+    /// Another name of it: `releases` reads better in a list.
+    pub fn alias(&self) -> Option<&'static str> {
+        matches!(self.kind, Kind::Django(_)).then_some("releases")
+    }
+
+    /// Some are needed only if another says so: those of the primitives' sweep.
+    pub(super) fn is_needed(&self, chosen: &[super::choices::Choice]) -> bool {
+        let Some((name, word)) = self.needed_if else { return true };
+        let choice = chosen.iter().find(|choice| choice.name == name);
+        choice.is_some_and(|choice| choice.values.iter().any(|(chosen, _)| chosen == word))
+    }
+
+    /// An option that is a text.
+    pub const fn text(name: &'static str, default: Option<&'static str>, about: &'static str) -> Opt {
+        Opt { name, kind: Kind::Text, default, about, needed_if: None }
+    }
+
+    /// An option that is one of a few words, the first by default.
+    pub const fn word(name: &'static str, words: &'static [&'static str], about: &'static str) -> Opt {
+        let default = match words {
+            [first, ..] => Some(*first),
+            [] => None,
+        };
+        Opt { name, kind: Kind::Word(words), default, about, needed_if: None }
+    }
 }
 
-impl KeyFormula {
-    /// The key of a tag.
-    pub fn key(&self, tag: &[u8]) -> Vec<u8> {
+impl Kind {
+    /// What `text` stands for: the word of conditions, and what is filled in. The error is a sentence, and help.
+    pub fn read(self, name: &str, text: &str) -> Result<(String, String), (String, Vec<&'static str>)> {
         match self {
-            KeyFormula::Verbatim => tag.to_vec(),
-            KeyFormula::Md5(head) => {
-                let mut key = Vec::with_capacity(head.len() + 32);
-                key.extend_from_slice(head.as_bytes());
-                for byte in Md5::digest(tag) {
-                    key.extend([HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+            Kind::Text => Ok((text.to_owned(), text.to_owned())),
+            Kind::Word(words) if words.contains(&text) => Ok((text.to_owned(), text.to_owned())),
+            Kind::Word(words) => Err((format!("`{name}` cannot be `{text}`"), words.to_vec())),
+            Kind::Seconds => match crate::quantity::duration(text) {
+                Ok(time) if time.as_secs() >= 1 => Ok((text.to_owned(), time.as_secs().to_string())),
+                Ok(_) => Err((format!("`{name}` is at least 1s"), Vec::new())),
+                Err(sentence) => Err((sentence, Vec::new())),
+            },
+            Kind::Django(library) => match releases::tag_prefix(text) {
+                Some(prefix) => Ok((text.to_owned(), prefix.to_owned())),
+                None => {
+                    let (first, last) = releases::range(library);
+                    let range = format!("releases run from {first} to {last}");
+                    Err((format!("`{text}` is not a release whose tag keys are known; {range}"), Vec::new()))
                 }
-                key
-            }
+            },
+            Kind::Symfony => match releases::symfony(text) {
+                Some((first, infix)) => Ok((first.to_owned(), infix.to_owned())),
+                None => Err((format!("`{text}` is not a release of Symfony, such as 6.4"), Vec::new())),
+            },
         }
-    }
-}
-
-const HEX: [u8; 16] = *b"0123456789abcdef";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The keys that the real libraries computed for `CategoryModel.pk:15`.
-    #[test]
-    fn keys_of_the_real_clients() {
-        let key = |head: &str| String::from_utf8(KeyFormula::Md5(head.into()).key(b"CategoryModel.pk:15")).unwrap();
-        assert_eq!(key(":1:tag_073_"), ":1:tag_073_82f87684924ecd4a815ee924449c3fa1");
-        assert_eq!(key("myapp:2:tag_073_"), "myapp:2:tag_073_82f87684924ecd4a815ee924449c3fa1");
-        assert_eq!(KeyFormula::Verbatim.key(b"user:15"), b"user:15");
     }
 }

@@ -5,8 +5,9 @@ use redis::aio::MultiplexedConnection;
 
 use super::Cache;
 use super::batch::Batch;
-use super::command::{self, commands};
-use super::connection::{self, Error, Kind};
+use super::command::{Draw, commands};
+use super::connection::{self, Error};
+use super::exchange::{Replies, exchange};
 use super::marker::{Found, is_full};
 
 /// Tags of one pipeline: one round trip each, and a bound on what redis-rs buffers.
@@ -63,45 +64,12 @@ pub(super) async fn flight(
     batch: Batch,
 ) -> Outcome {
     let mut head = marker;
-    let mut answer = None;
+    let (mut replies, mut result) = (Replies::default(), Ok(()));
     let mut tags = batch.tags.iter().peekable();
-    let (mut result, mut futile) = (Ok(()), None);
     while result.is_ok() && (head.is_some() || tags.peek().is_some()) {
-        let mut pipeline = redis::Pipeline::with_capacity(SLICE);
-        pipeline.ignore_errors();
-        let marked = head.take().is_some_and(|command| {
-            pipeline.add_command(command);
-            true
-        });
-        for tag in tags.by_ref().take(SLICE) {
-            for command in commands(&cache, tag, command::new_version()) {
-                pipeline.add_command(command.pack());
-            }
-        }
-        match pipeline.query_async::<Vec<Value>>(&mut connection).await {
-            Err(error) => result = Err(Error::new(&cache, &error)),
-            Ok(replies) => {
-                for (index, reply) in replies.into_iter().enumerate() {
-                    let is_marker = marked && index == 0;
-                    match reply {
-                        // A full Redis refuses the marker and takes the deletions after it.
-                        Value::ServerError(error) if !(is_marker && is_full(&error)) => {
-                            let error = Error::reply(&cache, error);
-                            // Without its marker nothing is ever done, so that one is no trifle.
-                            if error.kind == Kind::Futile && !is_marker {
-                                let count = futile.map_or(1, |before: Box<(u64, Error)>| before.0 + 1);
-                                futile = Some(Box::new((count, error)));
-                            } else {
-                                result = Err(error);
-                            }
-                        }
-                        reply if is_marker => answer = Some(reply),
-                        _ => {}
-                    }
-                }
-            }
-        }
+        let slice = tags.by_ref().take(SLICE).flat_map(|tag| commands(&cache, tag, Draw::new(&cache))).collect();
+        result = exchange(&cache, &mut connection, head.take(), slice, &mut replies).await;
     }
     drop(tags);
-    Outcome::Landed { batch, marker: answer, result, futile }
+    Outcome::Landed { batch, marker: replies.marker, result, futile: replies.futile }
 }

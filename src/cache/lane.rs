@@ -23,8 +23,9 @@ use super::connection::Error;
 use super::coverage::Coverage;
 use super::flight::Outcome;
 use super::followers::Followers;
-use super::gap::Gap;
+use super::gap::{Gap, Keys, Scope};
 use super::marker::{Marker, Progress};
+use super::pattern::Pattern;
 use super::repeats::Repeats;
 use super::sweep::{Passed, Sweeps};
 use crate::backoff::Backoff;
@@ -224,6 +225,10 @@ impl Lane {
     pub fn add(&mut self, tags: &Tags, floor: Lsn, committed: Option<Timestamp>) {
         if tags.is_empty() || self.attachment == Attachment::Detached {
             return;
+        }
+        if self.cache.is_scanned() {
+            let patterns = tags.iter().flat_map(|tag| Pattern::of_tag(&self.cache, tag)).collect();
+            self.sweep(Scope::Some(Keys { patterns, tags: Vec::new() }), floor);
         }
         self.next.add(tags, floor, committed);
     }

@@ -1,23 +1,30 @@
 //! Where tags go: a named Redis, read by one client library.
 //!
-//! [`Cache`] (settings) -> [`dialect`] (keys and operation) -> [`command`] (what is sent) -> [`lane`] (connection, batch
-//! in flight, [`marker`]).
+//! [`Cache`] (settings) -> [`dialects`] (what is sent, as data) -> [`step`] and [`formula`] (as meant) -> [`command`] (as sent) -> [`lane`]
+//! (connection, batch in flight, [`marker`]).
 
 pub mod batch;
+mod choices;
 pub mod command;
 pub mod connection;
 pub mod coverage;
+pub mod detect;
 pub mod dialect;
+pub mod dialects;
+pub mod exchange;
 mod flight;
 mod followers;
+pub mod formula;
 pub mod gap;
 pub mod lane;
 pub mod marker;
-mod options;
+pub mod options;
 pub mod pattern;
+pub mod reach;
 mod released;
 mod releases;
 pub mod repeats;
+pub mod step;
 pub mod sweep;
 
 use std::time::Duration;
@@ -25,8 +32,9 @@ use std::time::Duration;
 use crate::rules::diagnostic::Place;
 use crate::rules::style::Style;
 use crate::source::endpoint::Endpoint;
-use command::Operation;
-use dialect::{Dialect, KeyFormula};
+use dialect::Dialect;
+use reach::Reach;
+use step::{Action, Step};
 
 /// A cache of the rule set.
 #[derive(Clone, Debug)]
@@ -41,12 +49,14 @@ pub struct Cache {
     pub dialect: &'static Dialect,
     /// How values become text.
     pub style: Style,
-    /// One per key prefix and release: a tag goes stale under each.
-    pub keys: Vec<KeyFormula>,
-    /// What is done to a key.
-    pub operation: Operation,
+    /// What is sent for a stale tag, under each of its prefixes and releases.
+    pub steps: Vec<Step>,
+    /// How what cannot be listed is found.
+    pub reach: Reach,
     /// The client's own `set()` stores nothing under a stale tag for this long.
     pub fence: Option<Duration>,
+    /// Stamps are this far in the future: what is stored meanwhile is older, and a miss.
+    pub guard: Duration,
     /// Made stale again after these delays, ascending.
     pub repeat: Vec<Duration>,
     /// Standbys that the application reads from.
@@ -59,8 +69,8 @@ impl Cache {
     /// Stands for the options that decide which keys are written, and how: with others, what was made stale under the old
     /// ones says nothing of the new.
     pub fn options_id(&self) -> String {
-        let Cache { dialect, style, keys, operation, .. } = self;
-        coverage::id(&format!("{} {style:?} {keys:?} {operation:?}", dialect.name))
+        let Cache { dialect, style, steps, .. } = self;
+        coverage::id(&format!("{} {style:?} {steps:?}", dialect.name))
     }
 
     /// Is it the same Redis, under the same options? Credentials, `repeat` and `detach_after` may differ.
@@ -68,6 +78,16 @@ impl Cache {
         let encrypted = |cache: &Cache| matches!(cache.url.addr(), redis::ConnectionAddr::TcpTls { .. });
         let place = self.address() == other.address() && encrypted(self) == encrypted(other);
         place && self.replicas == other.replicas && self.name == other.name && self.options_id() == other.options_id()
+    }
+
+    /// Are tags found by a sweep, not by their keys?
+    pub fn is_scanned(&self) -> bool {
+        self.steps.iter().any(|step| step.action == Action::Scan)
+    }
+
+    /// Does it compare times?
+    pub fn has_stamps(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.action, Action::Stamp { .. }))
     }
 
     /// Host and database without credentials.

@@ -5,9 +5,11 @@ use std::time::Duration;
 use redis::{ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates};
 
 use super::Cache;
-use super::command::Operation;
-use super::dialect::{self, DIALECTS, Dialect, KeyForm, KeyFormula, OperationForm};
-use super::releases;
+use super::choices::{self, Choice};
+use super::dialect::{Dialect, Verified};
+use super::dialects;
+use super::reach::{Reach, Way};
+use super::step::{Action, Message, Step};
 use crate::quantity;
 use crate::rules::diagnostic::{Diagnostic, Place, Severity};
 use crate::rules::expand::{Surroundings, expand};
@@ -16,9 +18,6 @@ use crate::rules::style::{self, Style};
 use crate::rules::yaml::{Key, Node};
 use crate::source::dsn::Dsn;
 use crate::source::endpoint::Endpoint;
-
-/// How long cache-tagging and cache-dependencies keep a tag (their `set()`: 24 hours, never refreshed).
-const DJANGO_TAG_LIFE: u64 = 86_400;
 
 /// Fills that take longer are rare; each repeat costs one more pass.
 const DEFAULT_REPEAT: Duration = Duration::from_secs(1);
@@ -30,7 +29,22 @@ const LONGEST_REPEAT: Duration = Duration::from_secs(3600);
 /// Nothing under the tag is cached for as long.
 const LONGEST_FENCE: Duration = Duration::from_secs(60);
 /// Tag keys of the releases whose locks are known.
-const LOCKING: &str = ":tag_07743_";
+const LOCKING: &[u8] = b":tag_07743_";
+/// Options of every cache.
+pub const COMMON: [(&str, &str); 12] = [
+    ("url", "where Redis is: redis://, rediss://, redis+unix://"),
+    ("cacert", "with rediss://: certificate of the authority, a PEM file"),
+    ("cert", "our certificate"),
+    ("key", "its key"),
+    ("dialect", "the client library"),
+    ("style", "how values become text; by default as the client's language writes them"),
+    ("repeat", "stale again after these delays; [1s]"),
+    ("guard", "of clients that compare times: stamps are this far in the future; off"),
+    ("detach_after", "a cache that is away for this long no longer holds up the others; 60s"),
+    ("replicas", "database URLs of standbys that the application reads from"),
+    ("accept_unverified", "true: use a dialect that was never run against its library"),
+    ("fence", "of cache-dependencies: its own set() stores nothing under a stale tag for this long; off"),
+];
 
 /// Reads the options of one cache: what is wrong is reported, and the rest is still looked at.
 struct Reader<'a> {
@@ -44,36 +58,35 @@ impl Cache {
     pub fn read(key: &Key, node: &Node, around: &Surroundings, problems: &mut Vec<Diagnostic>) -> Option<Cache> {
         let reported = problems.len();
         let dialect = dialect_of(node, problems)?;
-        let known: Vec<&str> =
-            ["url", "cacert", "cert", "key", "dialect", "style", "repeat", "detach_after", "replicas"]
-                .into_iter()
-                .chain(dialect.options.iter().copied())
-                .collect();
+        let common = COMMON.iter().map(|(name, _)| *name).filter(|name| *name != "fence" || dialect.locks());
+        let own = dialect.options.iter().flat_map(|option| [option.name].into_iter().chain(option.alias()));
+        let known: Vec<&str> = common.chain(own).collect();
         let what = format!("a cache of dialect {}", dialect.name);
-        // What the options of a client that is not spoken yet are called is not known here.
-        let mut unjudged = Vec::new();
-        let fields = Fields::of(node, &what, &known, if dialect.planned { &mut unjudged } else { problems })?;
+        let fields = Fields::of(node, &what, &known, problems)?;
         let mut reader = Reader { fields, around, problems };
         let url = reader.url();
+        reader.verified(dialect, key);
         let style = reader.style(dialect);
-        let keys = reader.keys(dialect.keys);
-        let operation = reader.operation(dialect);
+        let spoken = reader.spoken(dialect, &what);
         let repeat = reader.repeat();
         let replicas = reader.replicas();
-        let fence = reader.fence(&keys, operation, &repeat);
+        let fence = spoken.as_ref().and_then(|(steps, _)| reader.fence(steps, &repeat));
+        let guard = spoken.as_ref().and_then(|(steps, _)| reader.guard(steps, &repeat)).unwrap_or_default();
         let detach_after = reader.seconds("detach_after").map_or(DEFAULT_DETACH, Duration::from_secs);
         if problems.iter().skip(reported).any(|problem| problem.severity == Severity::Error) {
             return None;
         }
+        let (steps, reach) = spoken?;
         Some(Cache {
             name: key.name.clone(),
             place: key.place.clone(),
             url: url?,
             dialect,
             style,
-            keys,
-            operation: operation?,
+            steps,
+            reach,
             fence,
+            guard,
             replicas,
             repeat,
             detach_after,
@@ -89,14 +102,14 @@ fn dialect_of(node: &Node, problems: &mut Vec<Diagnostic>) -> Option<&'static Di
         _ => return Fields::of(node, "a cache", &[], problems).and(None),
     };
     let (place, name) = fields::text(entries.require("dialect", "the cache", problems)?, "`dialect`", problems)?;
-    let found = dialect::named(name);
-    if found.is_some_and(|dialect| dialect.planned) {
-        let message = format!("the dialect `{name}` is not spoken yet: its rules can be checked and tested, not run");
-        problems.push(place.warning("not-yet", message));
-    }
+    let found = dialects::named(name);
     if found.is_none() {
         let problem = place.error("unknown-dialect", format!("unknown dialect `{name}`"));
-        problems.push(problem.suggest(name, DIALECTS.iter().map(|dialect| dialect.name)));
+        let names = dialects::all().map(|dialect| dialect.name);
+        problems.push(match dialects::refused(name) {
+            Some(reason) => problem.help(reason),
+            None => problem.suggest(name, names),
+        });
     }
     found
 }
@@ -207,61 +220,109 @@ impl Reader<'_> {
         self.word("style", &words).unwrap_or(dialect.style)
     }
 
-    fn keys(&mut self, form: KeyForm) -> Vec<KeyFormula> {
-        let KeyForm::DjangoTag(library) = form else { return vec![KeyFormula::Verbatim] };
-        let mut prefixes = self.texts("key_prefix");
-        if prefixes.is_empty() {
-            prefixes.push((self.fields.place.clone(), String::new()));
+    /// A format that was only read may be wrong somewhere.
+    fn verified(&mut self, dialect: &Dialect, key: &Key) {
+        let accepted = self.word("accept_unverified", &[("true", true), ("false", false)]).unwrap_or(false);
+        if let (Verified::Read(version), false) = (dialect.verified, accepted) {
+            let message =
+                format!("`{}` was written from the source of {version} and never run against it", dialect.name);
+            let help = "try it with the application; then write `accept_unverified: true`";
+            self.problems.push(key.place.error("unverified", message).help(help));
         }
-        let mut versions = self.texts("version");
-        if versions.is_empty() {
-            versions.push((self.fields.place.clone(), "1".into()));
-        }
-        if let (Some(node), Some(_)) = (self.fields.get("release"), self.fields.get("releases")) {
-            self.problems.push(node.place.error("option", "`release` and `releases` exclude each other"));
-        }
-        let mut releases = self.texts("releases");
-        releases.extend(self.text("release"));
-        if releases.is_empty() {
-            releases.push((self.fields.place.clone(), library.default_release().into()));
-        }
-        let mut heads = Vec::new();
-        for (place, release) in releases {
-            match releases::tag_prefix(&release) {
-                Some(prefix) if heads.contains(&prefix) => {}
-                Some(prefix) => heads.push(prefix),
-                None => {
-                    let (first, last) = releases::range(library);
-                    let problem =
-                        place.error("option", format!("`{release}` is not a release whose tag keys are known"));
-                    self.problems.push(problem.help(format!("releases run from {first} to {last}")));
-                }
-            }
-        }
-        let mut keys = Vec::new();
-        for (_, prefix) in &prefixes {
-            for (_, version) in &versions {
-                keys.extend(heads.iter().map(|head| KeyFormula::Md5(format!("{prefix}:{version}:{head}"))));
-            }
-        }
-        keys
     }
 
-    fn operation(&mut self, dialect: &Dialect) -> Option<Operation> {
-        match dialect.operation {
-            OperationForm::Unlink => Some(Operation::Unlink),
-            OperationForm::UnlinkOrSet => {
-                let set = Operation::Set { ttl: DJANGO_TAG_LIFE, existing: true };
-                Some(self.word("mode", &[("unlink", Operation::Unlink), ("set", set)]).unwrap_or(Operation::Unlink))
+    /// The dialect with its options.
+    fn spoken(&mut self, dialect: &'static Dialect, what: &str) -> Option<(Vec<Step>, Reach)> {
+        if dialect.name == dialects::CUSTOM {
+            return self.custom();
+        }
+        let reported = self.problems.len();
+        let mut choices = Vec::new();
+        for option in dialect.options {
+            let mut given = self.texts(option.name);
+            if let Some(alias) = option.alias() {
+                let others = self.texts(alias);
+                if let (Some((place, _)), false) = (others.first(), given.is_empty()) {
+                    self.problems
+                        .push(place.error("option", format!("`{}` and `{alias}` exclude each other", option.name)));
+                }
+                given.extend(others);
             }
-            OperationForm::Version => {
-                let what = "a cache of dialect version";
-                let ttl = self.fields.require("ttl", what, self.problems).and_then(|_| self.seconds("ttl"));
-                let absent = self.fields.require("absent", what, self.problems);
-                let existing = absent.and_then(|_| self.word("absent", &[("stale", true), ("valid", false)]));
-                Some(Operation::Set { ttl: ttl?, existing: existing? })
+            if given.is_empty() {
+                match option.default {
+                    Some(default) => given.push((self.fields.place.clone(), default.to_owned())),
+                    // An empty list is a value.
+                    None if self.fields.get(option.name).is_none() && option.is_needed(&choices) => {
+                        self.fields.require(option.name, what, self.problems);
+                    }
+                    None => {}
+                }
+            }
+            let mut values = Vec::new();
+            for (place, text) in given {
+                match option.kind.read(option.name, &text) {
+                    Ok(value) if values.contains(&value) => {}
+                    Ok(value) => values.push(value),
+                    Err((sentence, words)) => {
+                        self.problems.push(place.error("option", sentence).suggest(&text, words));
+                    }
+                }
+            }
+            choices.push(Choice { name: option.name, values });
+        }
+        if self.problems.len() > reported {
+            return None;
+        }
+        let place = self.fields.place.clone();
+        match choices::instantiate(dialect, &choices) {
+            Ok((_, reach)) if reach.ways.iter().any(|way| matches!(way, Way::Records { head, .. } | Way::Entries { head, .. } if head.is_empty() && !dialect.is_open())) => {
+                let message = "without a prefix of its own a sweep would drop every key of this Redis";
+                self.problems.push(place.error("option", message).help("give the cache a prefix, in the application and here"));
+                None
+            }
+            Ok(spoken) => Some(spoken),
+            Err(sentence) => {
+                self.problems.push(place.error("option", sentence));
+                None
             }
         }
+    }
+
+    /// `custom`: the lines of a dialect, in the rule file.
+    fn custom(&mut self) -> Option<(Vec<Step>, Reach)> {
+        let what = "a cache of dialect custom";
+        self.fields.require("commands", what, self.problems)?;
+        let absent = self
+            .fields
+            .require("absent", what, self.problems)
+            .and_then(|_| self.word("absent", &[("stale", true), ("valid", false)]))?;
+        let (commands, mut sweep) = (self.texts("commands"), self.texts("sweep"));
+        let place = self.fields.place.clone();
+        if sweep.is_empty() && absent {
+            sweep.push((place.clone(), "KEYS".into()));
+        }
+        if sweep.is_empty() {
+            let message = "where an absent tag is valid, its key cannot be found by a sweep: `sweep` says what can";
+            self.problems.push(
+                place
+                    .error("option", message)
+                    .help("KEYS, TAGS tag, INDEX hash, RECORDS head, ENTRIES head record, or NONE"),
+            );
+            return None;
+        }
+        let (mut steps, mut reach) = (Vec::new(), Reach::default());
+        for (place, line) in &commands {
+            match Step::parse(line, &|_| None) {
+                Ok(step) => steps.push(step),
+                Err(sentence) => self.problems.push(place.error("option", sentence)),
+            }
+        }
+        for (place, line) in &sweep {
+            if let Err(sentence) = reach.take(line, &|_| None) {
+                self.problems.push(place.error("option", sentence));
+            }
+        }
+        Some((steps, reach))
     }
 
     /// `[1s]` when nothing is said: it heals what a reader stores that was computing during the first pass.
@@ -295,20 +356,45 @@ impl Reader<'_> {
     }
 
     /// How long the client's own `set()` refuses. It hides a stale value from fills that are shorter; the others need the repeat.
-    fn fence(&mut self, keys: &[KeyFormula], operation: Option<Operation>, repeat: &[Duration]) -> Option<Duration> {
-        let (place, text) = self.text("fence")?;
-        let wrong = |sentence: &str| place.error("option", sentence.to_owned());
-        let problem = match quantity::duration(&text) {
-            Err(sentence) => wrong(&sentence),
-            Ok(delay) if delay.is_zero() || delay > LONGEST_FENCE => wrong("`fence` is at most 60s"),
-            Ok(_) if operation == Some(Operation::Unlink) => wrong("`fence` needs `mode: set`"),
-            Ok(_) if repeat.is_empty() => wrong("`fence` needs a `repeat` beside it, for fills that take longer"),
-            Ok(_) if !keys.iter().all(|key| matches!(key, KeyFormula::Md5(head) if head.ends_with(LOCKING))) => {
-                wrong("`fence` needs release 0.7.7.43 or later: the locks of earlier ones are others")
-            }
-            Ok(delay) => return Some(delay),
+    fn fence(&mut self, steps: &[Step], repeat: &[Duration]) -> Option<Duration> {
+        let unlinks = steps.iter().any(|step| step.action == Action::Unlink);
+        let locks = steps.iter().all(|step| step.key.around().0.ends_with(LOCKING));
+        self.hiding("fence", repeat, |delay| match delay {
+            _ if unlinks => Some("`fence` needs `mode: set`"),
+            _ if !locks => Some("`fence` needs release 0.7.7.43 or later: the locks of earlier ones are others"),
+            _ => None,
+        })
+    }
+
+    /// How far stamps are in the future.
+    fn guard(&mut self, steps: &[Step], repeat: &[Duration]) -> Option<Duration> {
+        let stamps = steps.iter().any(|step| matches!(step.action, Action::Stamp { .. }));
+        let waits = steps.iter().any(|step| matches!(step.action, Action::Publish(Message::FusionCache(_))));
+        self.hiding("guard", repeat, |delay| match delay {
+            _ if !stamps => Some("`guard` is for clients that compare times, and this one does not"),
+            _ if waits => Some("this client ignores a time in the future until it has come: `repeat` alone"),
+            _ => None,
+        })
+    }
+
+    /// Hides a stale value from fills that are shorter than this.
+    fn hiding(
+        &mut self,
+        name: &str,
+        repeat: &[Duration],
+        refuse: impl Fn(Duration) -> Option<&'static str>,
+    ) -> Option<Duration> {
+        let (place, text) = self.text(name)?;
+        let sentence = match quantity::duration(&text) {
+            Err(sentence) => sentence,
+            Ok(delay) if delay.is_zero() || delay > LONGEST_FENCE => format!("`{name}` is at most 60s"),
+            Ok(_) if repeat.is_empty() => format!("`{name}` needs a `repeat` beside it, for fills that take longer"),
+            Ok(delay) => match refuse(delay) {
+                Some(sentence) => sentence.to_owned(),
+                None => return Some(delay),
+            },
         };
-        self.problems.push(problem);
+        self.problems.push(place.error("option", sentence));
         None
     }
 

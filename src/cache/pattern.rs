@@ -6,7 +6,10 @@
 use tokio_postgres::types::Type;
 
 use super::Cache;
-use super::dialect::KeyFormula;
+use super::dialect::Texts;
+use super::formula::{Encoding, Formula, NOTHING};
+use super::reach::Way;
+use super::step::{Action, Step};
 use crate::rules::plan;
 use crate::rules::style::Style;
 use crate::rules::tables::TableName;
@@ -27,40 +30,61 @@ enum Part {
     Text(usize),
 }
 
+/// A template bound to a cache and a table.
+pub struct Subject<'a, T: Fn(&str) -> Option<u32>> {
+    /// The template.
+    pub template: &'a Template,
+    /// The cache whose tags it makes.
+    pub cache: &'a Cache,
+    /// The style of the tag, if it has one of its own.
+    pub style: Option<Style>,
+    /// Its table.
+    pub table: &'a TableName,
+    /// The types of the table's columns. One that is not there (any more) may have held anything.
+    pub type_of: T,
+}
+
 impl Pattern {
-    /// Every tag key of a hashed formula.
-    pub fn of_formula(formula: &KeyFormula) -> Option<Pattern> {
-        match formula {
-            KeyFormula::Md5(head) => Some(Pattern(vec![Part::Literal(head.as_bytes().to_vec()), Part::Hex(32)])),
-            KeyFormula::Verbatim => None,
-        }
+    /// Every key of a formula.
+    pub fn of_formula(formula: &Formula) -> Option<Pattern> {
+        let (head, encoding, tail) = formula.around();
+        let part = encoding?.digits().map_or(Part::Text(1), Part::Hex);
+        Some(join(vec![Part::Literal(head.to_vec()), part, Part::Literal(tail.to_vec())]))
     }
 
-    /// The keys that a template can render in a cache where the tag is the key. `None` if that would reach further than the
-    /// rules (a template with columns must start with a literal that ends in a separator). A column that is not there (any more)
-    /// may have held anything.
-    pub fn of_template(
-        template: &Template,
-        cache: &Cache,
-        style: Option<Style>,
-        table: &TableName,
-        type_of: impl Fn(&str) -> Option<u32>,
-    ) -> Option<Pattern> {
-        let mut parts: Vec<Part> = Vec::new();
-        for piece in &template.pieces {
-            let part = match piece {
-                Piece::Literal(text) => Part::Literal(text.as_bytes().to_vec()),
-                Piece::Placeholder(placeholder) => match &placeholder.name {
-                    Name::Table => Part::Literal(plan::constant(&table.name, placeholder)),
-                    Name::Schema => Part::Literal(plan::constant(&table.schema, placeholder)),
-                    Name::Column(column, _) => column_part(placeholder, cache, style, type_of(column)),
-                },
-            };
-            match (parts.last_mut(), part) {
-                (Some(Part::Literal(text)), Part::Literal(more)) => text.extend(more),
-                (_, part) => parts.push(part),
-            }
+    /// What a sweep looks for in place of a tag that has no key.
+    pub fn of_tag(cache: &Cache, tag: &[u8]) -> Vec<Pattern> {
+        let scans = cache.steps.iter().filter(|step| step.action == Action::Scan);
+        let listed = cache.reach.ways.iter().any(|way| matches!(way, Way::Index { .. }));
+        let pattern = |step: &Step| {
+            let text = step.key.render(&NOTHING.with(tag));
+            if listed { Pattern::exactly(&text) } else { Pattern::starting(&text) }
+        };
+        scans.map(pattern).collect()
+    }
+
+    /// Every key that starts so.
+    pub fn starting(head: &[u8]) -> Pattern {
+        join(vec![Part::Literal(head.to_vec()), Part::Text(0)])
+    }
+
+    /// This text alone.
+    pub fn exactly(text: &[u8]) -> Pattern {
+        Pattern(vec![Part::Literal(text.to_vec())])
+    }
+
+    /// The keys of a formula that a template can render. `None` if that would reach further than the rules (what comes before the first
+    /// column must end in a separator).
+    pub fn of_template(formula: &Formula, of: &Subject<impl Fn(&str) -> Option<u32>>, open: bool) -> Option<Pattern> {
+        let (head, encoding, tail) = formula.around();
+        if *encoding? != Encoding::Verbatim {
+            return Pattern::of_formula(formula);
         }
+        let mut parts = vec![Part::Literal(head.to_vec())];
+        parts.extend(of.template.pieces.iter().map(|piece| of.part(piece)));
+        parts.push(Part::Literal(tail.to_vec()));
+        parts.extend(open.then_some(Part::Text(0)));
+        let Pattern(parts) = join(parts);
         let separator = |last: &u8| last.is_ascii() && !last.is_ascii_alphanumeric();
         let anchored = match parts.as_slice() {
             [Part::Literal(_)] => true,
@@ -102,18 +126,44 @@ pub fn common_glob(patterns: &[Pattern]) -> Vec<u8> {
     glob
 }
 
-/// What a column can be written as.
-fn column_part(placeholder: &Placeholder, cache: &Cache, style: Option<Style>, type_oid: Option<u32>) -> Part {
-    let style = placeholder.style.or(style).unwrap_or(cache.style);
-    let text = Part::Text(usize::from(cache.dialect.empty_skips));
-    // A filter may write anything, and a style may write NULL as a word.
-    if !placeholder.filters.is_empty() || style.null().is_some() {
-        return text;
+/// Literals side by side are one.
+fn join(parts: Vec<Part>) -> Pattern {
+    let mut joined: Vec<Part> = Vec::new();
+    for part in parts {
+        match (joined.last_mut(), part) {
+            (_, Part::Literal(text)) if text.is_empty() => {}
+            (Some(Part::Literal(text)), Part::Literal(more)) => text.extend(more),
+            (_, part) => joined.push(part),
+        }
     }
-    match type_oid.and_then(Type::from_oid) {
-        Some(Type::INT2 | Type::INT4 | Type::INT8 | Type::OID) => Part::Integer,
-        Some(Type::UUID) => Part::Hex(36),
-        _ => text,
+    Pattern(joined)
+}
+
+impl<T: Fn(&str) -> Option<u32>> Subject<'_, T> {
+    fn part(&self, piece: &Piece) -> Part {
+        match piece {
+            Piece::Literal(text) => Part::Literal(text.as_bytes().to_vec()),
+            Piece::Placeholder(placeholder) => match &placeholder.name {
+                Name::Table => Part::Literal(plan::constant(&self.table.name, placeholder)),
+                Name::Schema => Part::Literal(plan::constant(&self.table.schema, placeholder)),
+                Name::Column(column, _) => self.column(placeholder, (self.type_of)(column)),
+            },
+        }
+    }
+
+    /// What a column can be written as.
+    fn column(&self, placeholder: &Placeholder, type_oid: Option<u32>) -> Part {
+        let style = placeholder.style.or(self.style).unwrap_or(self.cache.style);
+        let text = Part::Text(usize::from(self.cache.dialect.tags == Texts::Keys));
+        // A filter may write anything, and a style may write NULL as a word.
+        if !placeholder.filters.is_empty() || style.null().is_some() {
+            return text;
+        }
+        match type_oid.and_then(Type::from_oid) {
+            Some(Type::INT2 | Type::INT4 | Type::INT8 | Type::OID) => Part::Integer,
+            Some(Type::UUID) => Part::Hex(36),
+            _ => text,
+        }
     }
 }
 
@@ -171,7 +221,9 @@ mod tests {
             "unknown" => None,
             _ => Some(Type::TEXT.oid()),
         };
-        Pattern::of_template(&Template::parse(template).unwrap(), &rules.caches[0], None, &table, type_of)
+        let (template, cache) = (&Template::parse(template).unwrap(), &rules.caches[0]);
+        let subject = Subject { template, cache, style: None, table: &table, type_of };
+        Pattern::of_template(&cache.steps[0].key, &subject, false)
     }
 
     fn pattern(template: &str) -> Option<Pattern> {
@@ -215,7 +267,7 @@ mod tests {
 
     #[test]
     fn hashed_keys() {
-        let pattern = Pattern::of_formula(&KeyFormula::Md5("app[1]:1:tag_073_".into())).unwrap();
+        let pattern = Pattern::of_formula(&Formula::parse("app[1]:1:tag_073_<tag|md5>", &|_| None).unwrap()).unwrap();
         assert!(pattern.matches(b"app[1]:1:tag_073_82f87684924ecd4a815ee924449c3fa1"));
         assert!(!pattern.matches(b"app[1]:1:tag_073_82f87684924ecd4a815ee924449c3fa1x"));
         assert!(!pattern.matches(b"app[1]:1:page:1"));

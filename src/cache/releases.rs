@@ -1,7 +1,16 @@
-//! The tag key prefix of every release of cache-tagging and cache-dependencies. The libraries build it from an internal
+//! What the tag keys of a release are called.
+//!
+//! cache-tagging and cache-dependencies build a prefix from an internal
 //! version which is not the one they are published under: `'tag_' + __version__ without dots + '_'`.
 
-use super::dialect::Library;
+/// The two names under which the tag library was released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Library {
+    /// Up to 0.7.7.39.
+    CacheTagging,
+    /// From 0.7.7.39 on.
+    CacheDependencies,
+}
 
 /// library, first release, last release, prefix of its tag keys; read from each release's `__version__`.
 const PREFIXES: [(Library, &str, &str, &str); 19] = [
@@ -43,6 +52,19 @@ pub fn range(library: Library) -> (&'static str, &'static str) {
     (first, own.next_back().map_or("", |(_, _, last, _)| last))
 }
 
+/// The newest release and the tag key prefix of each format of a library.
+pub fn all(library: Library) -> Vec<(String, String)> {
+    let own = PREFIXES.iter().filter(|(of, ..)| *of == library);
+    own.map(|(_, _, last, prefix)| ((*last).to_owned(), (*prefix).to_owned())).collect()
+}
+
+/// The infix of the tag keys of a release of Symfony's cache, with the first release that has it. Before 5.4 `TagAwareAdapter` counts.
+pub fn symfony(release: &str) -> Option<(&'static str, &'static str)> {
+    let wanted = numbers(release)?;
+    let known = [("6.3", "\x01tags\x01"), ("5.4", "\0tags\0"), ("4.3", "\0tags\0")];
+    known.into_iter().find(|(first, _)| numbers(first).is_some_and(|first| first <= wanted))
+}
+
 fn numbers(release: &str) -> Option<Vec<u32>> {
     release.split('.').map(|part| part.parse().ok()).collect()
 }
@@ -70,6 +92,9 @@ mod tests {
         ] {
             assert_eq!(tag_prefix(release), prefix, "{release}");
         }
+        assert_eq!(symfony("7.4.22"), Some(("6.3", "\x01tags\x01")));
+        assert_eq!(symfony("6.2"), Some(("5.4", "\0tags\0")));
+        assert_eq!((symfony("4.4.48").unwrap().0, symfony("4.2"), symfony("x")), ("4.3", None, None));
         assert_eq!(range(Library::CacheTagging), ("0.7.1", "0.7.7.39"));
         assert_eq!(range(Library::CacheDependencies), ("0.7.7.39", "0.7.7.48"));
     }

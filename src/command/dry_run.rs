@@ -4,7 +4,7 @@
 use tokio::time::sleep_until;
 
 use super::show;
-use crate::cache::command::{commands, new_version};
+use crate::cache::command::{Draw, commands};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::rules::Rules;
@@ -119,7 +119,7 @@ fn tell(rules: &Rules, transaction: Open, end: Lsn) {
     for (cache, stale) in rules.caches.iter().zip(&stale) {
         for tag in stale.tags.iter() {
             show(format_args!("  {}  {}", cache.name, String::from_utf8_lossy(tag)));
-            for command in commands(cache, tag, new_version()).filter(|_| !cache.dialect.planned) {
+            for command in commands(cache, tag, Draw::new(cache)) {
                 show(format_args!("    {command}"));
             }
         }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use tokio_postgres::types::Type;
 
 use super::{load, show, table_named};
-use crate::cache::command::{commands, new_version};
+use crate::cache::command::{Draw, commands};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::rules::Rules;
@@ -66,7 +66,7 @@ fn tell(
         show(format_args!("\n{} ({}, {})", cache.name, cache.dialect.name, cache.address()));
         for tag in stale.tags.iter() {
             show(format_args!("  {}", String::from_utf8_lossy(tag)));
-            for command in commands(cache, tag, new_version()).filter(|_| !cache.dialect.planned) {
+            for command in commands(cache, tag, Draw::new(cache)) {
                 show(format_args!("    {command}"));
             }
         }

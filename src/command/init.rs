@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{session, show};
+use super::{detect, session, show};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::rules::tables::TableName;
@@ -29,17 +29,16 @@ const HEAD: &str = "\
 #   waltag run --dry-run     what they would make stale
 version: 1
 
-caches:
-  default:
-    url: \"${REDIS_URL:-redis://127.0.0.1:6379/0}\"
-    dialect: keys            # the library that reads this cache; with `keys` the tag is the key
-    # key_prefix, version, ...: the library's own settings, under its own names
-    repeat: [1s]             # made stale again: heals readers that were computing meanwhile
+caches:";
 
-rules:";
+const CACHE: &str = "  default:
+    url: \"${REDIS_URL:-redis://127.0.0.1:6379/0}\"
+    dialect: keys            # the library that reads this cache (`waltag dialects`); with `keys` the tag is the key
+    # key_prefix, version, ...: the library's own settings, under its own names
+    repeat: [1s]             # made stale again: heals readers that were computing meanwhile";
 
 /// Prints it.
-pub async fn init(settings: &Settings) -> Result<(), Failure> {
+pub async fn init(settings: &Settings, redis: Option<&str>) -> Result<(), Failure> {
     let (session, endpoint) = session(settings).await?;
     let place = endpoint.to_string();
     let rows = session.rows(TABLES).await;
@@ -47,7 +46,16 @@ pub async fn init(settings: &Settings) -> Result<(), Failure> {
     if rows.is_empty() {
         return Err(Failure::new(Exit::NoRules, format!("{} at {place} has no tables", settings.dsn.database())));
     }
+    let found = match redis {
+        Some(url) => detect::caches(url).await?,
+        None => Vec::new(),
+    };
     show(HEAD);
+    found.iter().for_each(show);
+    if found.is_empty() {
+        show(CACHE);
+    }
+    show("\nrules:");
     let mut names: BTreeMap<String, usize> = BTreeMap::new();
     for row in &rows {
         *names.entry(row.get(1).unwrap_or_default().to_owned()).or_default() += 1;

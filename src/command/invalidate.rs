@@ -1,11 +1,13 @@
 //! `waltag invalidate`: tags made stale by hand, by the commands that the daemon sends.
 
-use redis::Value;
-
 use super::{cache_named, load, show};
 use crate::cache::Cache;
-use crate::cache::command::{commands, new_version};
+use crate::cache::command::{Draw, commands};
 use crate::cache::connection::{self, Error};
+use crate::cache::exchange::{Replies, exchange};
+use crate::cache::gap::Keys;
+use crate::cache::pattern::Pattern;
+use crate::cache::sweep::{Pace, sweep};
 use crate::failure::Failure;
 use crate::settings::{Environment, Settings};
 
@@ -17,7 +19,6 @@ pub async fn invalidate(
     tags: &[String],
 ) -> Result<(), Failure> {
     let rules = load(settings, environment)?;
-    rules.refuse_planned()?;
     let chosen: Vec<_> = match (cache, rules.default_cache()) {
         (Some(name), _) => rules.caches.get(cache_named(&rules, name)?).into_iter().collect(),
         (None, Some(index)) => rules.caches.get(index).into_iter().collect(),
@@ -38,17 +39,12 @@ pub async fn invalidate(
 
 async fn send(cache: &Cache, tags: &[String]) -> Result<(), Error> {
     let mut connection = connection::open(cache).await?;
-    let mut pipeline = redis::pipe();
-    pipeline.ignore_errors();
-    for tag in tags {
-        for command in commands(cache, tag.as_bytes(), new_version()) {
-            pipeline.add_command(command.pack());
-        }
+    let list = tags.iter().flat_map(|tag| commands(cache, tag.as_bytes(), Draw::new(cache))).collect();
+    let mut replies = Replies::default();
+    exchange(cache, &mut connection, None, list, &mut replies).await?;
+    if let Some(futile) = replies.futile {
+        return Err(futile.1);
     }
-    let replies: Vec<Value> = pipeline.query_async(&mut connection).await.map_err(|error| Error::new(cache, &error))?;
-    let refused = replies.into_iter().find_map(|reply| match reply {
-        Value::ServerError(error) => Some(Error::reply(cache, error)),
-        _ => None,
-    });
-    refused.map_or(Ok(()), Err)
+    let patterns = tags.iter().flat_map(|tag| Pattern::of_tag(cache, tag.as_bytes())).collect();
+    sweep(cache, &Keys { patterns, tags: Vec::new() }, Pace::default()).await.map(|_| ())
 }

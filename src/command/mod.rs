@@ -1,6 +1,8 @@
 //! One module per command.
 
 pub mod check;
+pub mod detect;
+pub mod dialects;
 pub mod dry_run;
 pub mod explain;
 pub mod init;

@@ -21,7 +21,6 @@ pub async fn resync(
     dry_run: bool,
 ) -> Result<(), Failure> {
     let rules = load(settings, environment)?;
-    rules.refuse_planned()?;
     let table = table.map(|text| table_named(&rules, text)).transpose()?;
     let chosen = chosen(&rules, cache)?;
     // The types of the columns say which keys a template can have rendered.

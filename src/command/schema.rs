@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::show;
-use crate::cache::dialect::{DIALECTS, PLANNED};
+use crate::cache::dialects;
 use crate::rules::events::EVENTS;
 use crate::rules::{file, options, style};
 
@@ -43,7 +43,7 @@ fn rule_file() -> Value {
     let mut rule = object(&rule_keys, &[]);
     rule["properties"]["tags"] =
         json!({"type": "array", "items": {"anyOf": [{"type": "string"}, object(&tag_keys, &["tag"])]}});
-    let dialects: Vec<&str> = DIALECTS.iter().chain(&PLANNED).map(|dialect| dialect.name).collect();
+    let dialects: Vec<&str> = dialects::all().map(|dialect| dialect.name).collect();
     let row = json!({"type": ["object", "null"]});
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -5,7 +5,7 @@ use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 
 use super::story::Error;
-use crate::cache::dialect::KeyFormula;
+use crate::cache::formula::Encoding;
 
 /// How long the library keeps a tag.
 const TAG_LIFE: u64 = 86_400;
@@ -13,17 +13,19 @@ const TAG_LIFE: u64 = 86_400;
 /// One reading application.
 pub(super) struct Reader {
     redis: MultiplexedConnection,
-    formula: KeyFormula,
+    head: String,
 }
 
 impl Reader {
     pub(super) fn new(redis: MultiplexedConnection, head: &str) -> Reader {
-        Reader { redis, formula: KeyFormula::Md5(head.to_owned()) }
+        Reader { redis, head: head.to_owned() }
     }
 
     /// The Redis key of a tag.
     pub(super) fn key(&self, tag: &str) -> String {
-        String::from_utf8_lossy(&self.formula.key(tag.as_bytes())).into_owned()
+        let mut key = self.head.clone().into_bytes();
+        Encoding::Md5.write(tag.as_bytes(), &mut key);
+        String::from_utf8_lossy(&key).into_owned()
     }
 
     /// The cached value if every tag is still as it was.

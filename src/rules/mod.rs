@@ -116,9 +116,6 @@ pub enum Error {
     /// No files (exit 66).
     #[error(transparent)]
     Paths(#[from] paths::Error),
-    /// A cache whose client is not spoken yet (exit 65).
-    #[error("the cache `{0}` cannot be run: the dialect `{1}` is not spoken yet")]
-    Planned(String, &'static str),
     /// Nothing can be made stale (exit 65).
     #[error("the rules define no cache; add one under `caches:`")]
     NoCache,
@@ -258,14 +255,6 @@ impl Rules {
     /// The rules of one table.
     pub fn of_table<'a>(&'a self, table: &'a TableName) -> impl Iterator<Item = &'a Rule> {
         self.rules.iter().filter(move |rule| rule.tables.contains(table))
-    }
-
-    /// What speaks to Redis needs dialects that are there.
-    pub fn refuse_planned(&self) -> Result<(), Error> {
-        match self.caches.iter().find(|cache| cache.dialect.planned) {
-            Some(cache) => Err(Error::Planned(cache.name.clone(), cache.dialect.name)),
-            None => Ok(()),
-        }
     }
 
     /// Every table that a rule names, once, sorted; patterns name none.

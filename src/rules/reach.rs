@@ -6,12 +6,16 @@ use super::cases::Expected;
 use super::diagnostic::Diagnostic;
 use super::options::{Changes, Unknown};
 use super::tables::TableName;
+use super::template::Piece;
 use super::{Rule, Rules, Tag, plan};
 use crate::cache::Cache;
-use crate::cache::command::Operation;
 use crate::cache::coverage::{self, Coverage, Covered, Fingerprint};
+use crate::cache::dialect::Texts;
+use crate::cache::formula::Formula;
 use crate::cache::gap::Keys;
-use crate::cache::pattern::Pattern;
+use crate::cache::pattern::{Pattern, Subject};
+use crate::cache::reach::Way;
+use crate::cache::step::Action;
 
 impl Rules {
     /// `unknown` where it cannot select, `collapse` that would fan out, tests of caches that are not there.
@@ -25,26 +29,40 @@ impl Rules {
                 };
                 let wanted = matches!(tag.unknown, Some((_, Unknown::Pattern)));
                 for cache in tag.caches.iter().filter_map(|index| self.caches.get(*index)) {
-                    if cache.fence.is_some() && tag.template.is_constant() {
+                    let hides = cache.fence.map(|_| "fence").or((!cache.guard.is_zero()).then_some("guard"));
+                    if let Some(option) =
+                        hides.filter(|_| tag.template.is_constant() && cache.dialect.tags != Texts::Table)
+                    {
                         let message = format!(
-                            "`{}` is the same for every row, and the cache `{}` has a `fence`",
+                            "`{}` is the same for every row, and the cache `{}` has a `{option}`",
                             tag.template.text, cache.name
                         );
-                        let help = "a tag that changes more often than the fence would never be cached: use another cache for it";
-                        problems.push(tag.place.error("fence", message).help(help));
+                        let help = format!(
+                            "a tag that changes more often than the {option} would never be cached: use another cache for it"
+                        );
+                        problems.push(tag.place.error(option, message).help(help));
                     }
-                    let hashed = cache.keys.iter().any(|key| Pattern::of_formula(key).is_some());
                     let table = TableName { schema: "s".into(), name: "t".into() };
-                    let any = Pattern::of_template(&tag.template, cache, tag.style, &table, |_| None).is_none();
+                    if let Some(problem) = tag.unfit(cache) {
+                        problems.push(problem);
+                        continue;
+                    }
+                    let selects = cache.reach.selects() && cache.steps.iter().all(|step| step.is_readable());
+                    let any = tag.keys(cache, &table, |_| None) == Keys::default();
                     // Everything is what the templates can render: that could be any key, too.
-                    if (hashed && wanted) || (!hashed && any && !cache.dialect.planned) {
+                    if (!selects && wanted) || any {
                         let message = format!(
                             "`{}` cannot be found by its pattern in the cache `{}`",
                             tag.template.text, cache.name
                         );
-                        let help = match hashed {
-                            true => "its keys are hashed: write `unknown: everything`, or tags without columns",
-                            false => {
+                        let help = match (any, cache.reach.ways.as_slice()) {
+                            (false, _) => {
+                                "this client does not keep tags as they are: write `unknown: everything`, or tags without columns"
+                            }
+                            (true, [Way::None]) => {
+                                "nothing lists what is cached here: name tags without columns as `unknown:`, which every record has"
+                            }
+                            (true, _) => {
                                 "it must start with a literal that ends in a separator; or name tags without columns"
                             }
                         };
@@ -128,19 +146,77 @@ impl Rules {
 
 impl Tag {
     /// Where a sweep finds its keys in a cache; nothing where they could be any, or cannot be found.
-    fn keys(&self, cache: &Cache, table: &TableName, type_of: impl Fn(&str) -> Option<u32>) -> Keys {
+    pub(super) fn keys(&self, cache: &Cache, table: &TableName, type_of: impl Fn(&str) -> Option<u32>) -> Keys {
         if let Some((_, Unknown::Tags(templates))) = &self.unknown {
             let tags = templates.iter().map(|(_, template)| plan::plain(template, table)).collect();
             return Keys { patterns: Vec::new(), tags };
         }
-        let mut patterns: Vec<Pattern> = cache.keys.iter().filter_map(Pattern::of_formula).collect();
-        if patterns.is_empty() {
-            // Where an absent key is valid, a key that was never invalidated is not there to be found.
-            let findable = !matches!(cache.operation, Operation::Set { existing: false, .. });
-            patterns
-                .extend(Pattern::of_template(&self.template, cache, self.style, table, type_of).filter(|_| findable));
+        let subject = Subject { template: &self.template, cache, style: self.style, table, type_of };
+        let mut keys = Keys::default();
+        // A tag without columns is known: nothing has to be looked for.
+        let listed = cache.reach.ways.iter().any(|way| *way == Way::Keys) || cache.is_scanned();
+        if self.template.is_constant() && !listed {
+            keys.tags.push(plan::plain(&self.template, table));
+            return keys;
         }
-        Keys { patterns, tags: Vec::new() }
+        for way in &cache.reach.ways {
+            match way {
+                Way::Keys => {
+                    let own = cache.steps.iter().filter(|step| step.names_tags());
+                    keys.patterns.extend(own.filter_map(|step| Pattern::of_template(&step.key, &subject, false)));
+                }
+                Way::Tags(tags) => keys.tags.extend(tags.iter().cloned()),
+                Way::Index { .. } => keys.patterns.extend(Pattern::of_template(&Formula::tag(), &subject, false)),
+                Way::Records { head, .. } if head.is_empty() => {
+                    let own = cache.steps.iter().filter(|step| step.action == Action::Scan);
+                    keys.patterns.extend(own.filter_map(|step| Pattern::of_template(&step.key, &subject, true)));
+                }
+                Way::Records { head, .. } | Way::Entries { head, .. } => keys.patterns.push(Pattern::starting(head)),
+                Way::None => {}
+            }
+        }
+        keys
+    }
+
+    /// Why this template can never be a tag of the cache.
+    fn unfit(&self, cache: &Cache) -> Option<Diagnostic> {
+        let text = &self.template.text;
+        let name = cache.dialect.name;
+        let foreign = |allowed: &dyn Fn(char) -> bool| {
+            let literals = self.template.pieces.iter().filter_map(|piece| match piece {
+                Piece::Literal(literal) => Some(literal.chars()),
+                Piece::Placeholder(_) => None,
+            });
+            literals.flatten().find(|character| !allowed(*character))
+        };
+        let (found, help) = match cache.dialect.tags {
+            Texts::Any | Texts::Keys => return None,
+            Texts::Without(reserved) => (
+                foreign(&|character| !reserved.contains(character))?,
+                format!(
+                    "the client refuses {reserved} in tags: use those that the application uses, such as with `.` or `-`"
+                ),
+            ),
+            Texts::Only(others) => (
+                foreign(&|character| character.is_ascii_alphanumeric() || others.contains(character))?,
+                format!(
+                    "the client takes letters, digits and {others} only: use the tags that the application uses, such as with `-`"
+                ),
+            ),
+            Texts::Constant if self.template.is_constant() => return None,
+            Texts::Table if *text == "<@table>" => return None,
+            Texts::Constant | Texts::Table => {
+                let help = match cache.dialect.tags {
+                    Texts::Table => "it knows tables only: write tags: [\"<@table>\"]",
+                    _ => "its groups stand in the application's configuration: write them without columns",
+                };
+                let message = format!("`{text}` cannot be a tag of {name}, the dialect of the cache `{}`", cache.name);
+                return Some(self.place.error("tag-form", message).help(help));
+            }
+        };
+        let message =
+            format!("`{found}` in `{text}` cannot be in a tag of {name}, the dialect of the cache `{}`", cache.name);
+        Some(self.place.error("tag-form", message).help(help))
     }
 
     /// All that decides which changes make which tags stale.

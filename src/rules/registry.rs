@@ -76,8 +76,7 @@ impl Registry {
             named.replace(around.files.take());
             match rules {
                 Ok(rules) if rules.caches.is_empty() => Err(Error::NoCache),
-                Ok(rules) => rules.refuse_planned().map(|()| rules),
-                Err(error) => Err(error),
+                rules => rules,
             }
         })
     }

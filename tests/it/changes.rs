@@ -272,7 +272,7 @@ async fn the_version_dialect_draws_a_new_number_each_time() {
     let world = World::new().await;
     world.setup(
         r#"{version: 1, caches: {stale: {url: "{redis}/0", dialect: version, ttl: 1h, absent: stale}, valid: {url: "{redis}/1", dialect: version, ttl: 1h, absent: valid}},
-            rules: [{table: first_model, caches: [stale, valid], tags: ["v:<id>"]}]}"#,
+            rules: [{table: first_model, caches: [stale, valid], unknown: [all], tags: ["v:<id>"]}]}"#,
     );
     let _daemon = world.daemon();
     let (sql, mut stale, mut valid) = (world.sql().await, world.cache(0).await, world.cache(1).await);

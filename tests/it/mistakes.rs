@@ -228,7 +228,98 @@ const WRONG: &[(&str, &str, usize, usize, &str)] = &[
         "unknown-pattern",
         6,
         38,
-        "hashed",
+        "does not keep tags as they are",
+    ),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: symfony-redis-tag-aware}}\nrules: [{table: t, tags: [\"a:<id>\"]}]\n",
+        "tag-form",
+        3,
+        28,
+        "refuses",
+    ),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: typo3, accept_unverified: true}}\nrules: [{table: t, tags: [\"a:<id>\"]}]\n",
+        "tag-form",
+        3,
+        28,
+        "letters, digits",
+    ),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: django-cachalot}}\nrules: [{table: t, tags: [\"a\"]}]\n",
+        "tag-form",
+        3,
+        28,
+        "<@table>",
+    ),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: cakephp, accept_unverified: true}}\nrules: [{table: t, tags: [\"a<id>\"]}]\n",
+        "tag-form",
+        3,
+        28,
+        "groups",
+    ),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: bentocache, guard: 2s}}\nrules: [{table: t, tags: [\"Product\"]}]\n",
+        "guard",
+        3,
+        28,
+        "never be cached",
+    ),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: drupal, cache_prefix: x}}\nrules: [{table: t, tags: [\"a\"]}]\n",
+        "unverified",
+        2,
+        10,
+        "accept_unverified",
+    ),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: keys, guard: 2s}}\nrules: [{table: t, tags: [\"a\"]}]\n",
+        "option",
+        2,
+        54,
+        "compare times",
+    ),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: yii2, accept_unverified: true}}\nrules: [{table: t, tags: [\"a\"]}]\n",
+        "option",
+        2,
+        13,
+        "prefix",
+    ),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: phpfastcache}}\nrules: [{table: t, tags: [\"a\"]}]\n",
+        "unknown-dialect",
+        2,
+        41,
+        "lose records",
+    ),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: custom, absent: stale, commands: ['FROB x']}}\nrules: [{table: t, tags: [\"a\"]}]\n",
+        "option",
+        2,
+        75,
+        "none of UNLINK",
+    ),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: custom, absent: valid, commands: ['INCR <tag>']}}\nrules: [{table: t, tags: [\"a\"]}]\n",
+        "option",
+        2,
+        13,
+        "RECORDS head",
+    ),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: nextjs, key_prefix: [a, b], guard: 90s}}\nrules: [{table: t, tags: [\"a\"]}]\n",
+        "option",
+        2,
+        76,
+        "at most 60s",
+    ),
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: fusioncache, accept_unverified: true, guard: 2s}}\nrules: [{table: t, tags: [\"a\"]}]\n",
+        "option",
+        2,
+        86,
+        "until it has come",
     ),
     (
         "version: 1\ncaches: {c: {url: \"redis://h\", dialect: cache-dependencies, mode: set, fence: 2s}}\nrules:\n  - {table: t, tags: [Product]}\n",
@@ -289,7 +380,7 @@ const ELSEWHERE: [&str; 13] = [
     "repeated-tag",
 ];
 /// Warnings: text and code.
-const WARNED: [(&str, &str); 4] = [
+const WARNED: [(&str, &str); 3] = [
     (
         "version: 1\ncaches: {c: {url: \"redis://h\", dialect: keys}}\nrules: [{table: t, when: \"new.a == 1\", tags: [a]}]\n",
         "one-sided",
@@ -302,7 +393,6 @@ const WARNED: [(&str, &str); 4] = [
         "version: 1\ncaches: {c: {url: \"redis://h\", dialect: keys}}\nrules: [{table: t, tags: [a], caches: []}]\n",
         "no-cache",
     ),
-    ("version: 1\ncaches: {c: {url: \"redis://h\", dialect: nextjs}}\nrules: [{table: t, tags: [a]}]\n", "not-yet"),
 ];
 
 /// No code without a broken file that shows it.

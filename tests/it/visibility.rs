@@ -127,7 +127,7 @@ async fn becoming_a_synchronous_standby_is_noticed_in_idleness() {
 async fn every_tag_changes_after_its_row_can_be_seen() {
     let world = World::new().await;
     world.setup(
-        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: version, ttl: 1h, absent: valid}}, rules: [{table: first_model, tags: ["row:<id>"]}]}"#,
+        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: version, ttl: 1h, absent: valid}}, rules: [{table: first_model, unknown: [all], tags: ["row:<id>"]}]}"#,
     );
     let _daemon = world.daemon();
     let client = redis::Client::open(world.redis.url(0)).unwrap();

@@ -2,14 +2,20 @@
 
 use std::time::Duration;
 
-use redis::Value;
+use std::collections::BTreeSet;
+
+use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
 use super::super::Cache;
-use super::super::command::{commands, new_version, on_key};
-use super::super::connection::{self, Error, Kind};
+use super::super::command::{Command, Draw, act, commands, on_key};
+use super::super::connection::{self, Error};
+use super::super::exchange::{Replies, exchange};
+use super::super::formula::Fill;
 use super::super::gap::Keys;
-use super::super::pattern::common_glob;
+use super::super::pattern::{Pattern, common_glob};
+use super::super::reach::Way;
+use super::super::step::{Action, Step};
 
 /// Keys that Redis looks at per SCAN: calls of about a millisecond.
 const COUNT: usize = 500;
@@ -38,66 +44,151 @@ pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) ->
     if patterns.is_empty() && tags.is_empty() {
         return Ok(0);
     }
-    let failed = |error| Error::new(cache, &error);
-    let mut connection = connection::open(cache).await?;
-    let mut pipeline = redis::Pipeline::new();
-    pipeline.ignore_errors();
-    for command in tags.iter().flat_map(|tag| commands(cache, tag, new_version())).filter(|_| !pace.dry_run) {
-        pipeline.add_command(command.pack());
+    let mut pass = Pass { cache, connection: connection::open(cache).await?, pace, swept: 0 };
+    for slice in tags.chunks(COUNT) {
+        let draw = Draw::new(cache);
+        pass.send(slice.iter().flat_map(|tag| commands(cache, tag, draw)).collect(), slice.len()).await?;
     }
-    let sent = send(cache, &mut connection, pipeline).await? as u64;
     if patterns.is_empty() {
-        return Ok(sent);
+        return Ok(pass.swept);
     }
-    let glob = common_glob(patterns);
-    let (mut cursor, mut swept) = (0_u64, sent);
-    loop {
-        let begin = Instant::now();
-        let mut scan = redis::cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(glob.as_slice()).arg("COUNT").arg(COUNT);
-        let (next, keys): (u64, Vec<Vec<u8>>) = scan.query_async(&mut connection).await.map_err(failed)?;
-        let mut pipeline = redis::Pipeline::new();
-        pipeline.ignore_errors();
-        // No pattern ever touches the markers.
-        let owed = |key: &Vec<u8>| !key.starts_with(b"waltag:") && patterns.iter().any(|pattern| pattern.matches(key));
-        let before = swept;
-        for key in keys.into_iter().filter(owed) {
-            if !pace.dry_run {
-                on_key(cache, key, new_version()).for_each(|command| {
-                    pipeline.add_command(command.pack());
-                });
+    let mut scans = true;
+    for way in &cache.reach.ways {
+        if let Way::Index { hash, entry } = way {
+            scans = false;
+            pass.index(hash, entry, patterns).await?;
+        }
+    }
+    if scans {
+        pass.keys(patterns).await?;
+    }
+    let nobody = Draw::new(cache).fill(b"");
+    let clear = cache.reach.clear.iter().filter_map(|step| act(&step.action, step.key.render(&nobody), &nobody));
+    pass.send(clear.collect(), 0).await?;
+    Ok(pass.swept)
+}
+
+/// A field of a hash, and its value.
+type Field = (Vec<u8>, Vec<u8>);
+
+/// A pass under way.
+struct Pass<'a> {
+    cache: &'a Cache,
+    connection: MultiplexedConnection,
+    pace: Pace,
+    swept: u64,
+}
+
+impl Pass<'_> {
+    /// SCAN, for keys that match.
+    async fn keys(&mut self, patterns: &[Pattern]) -> Result<(), Error> {
+        let (glob, mut cursor) = (common_glob(patterns), 0_u64);
+        loop {
+            let begin = Instant::now();
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg(glob.as_slice()).arg("COUNT").arg(COUNT);
+            let scanned = scan.query_async(&mut self.connection).await;
+            let (next, keys): (u64, Vec<Vec<u8>>) = scanned.map_err(|error| Error::new(self.cache, &error))?;
+            // No pattern ever touches the markers.
+            let owed = |key: &&Vec<u8>| !key.starts_with(b"waltag:") && patterns.iter().any(|known| known.matches(key));
+            let (before, draw, mut commands) = (self.swept, Draw::new(self.cache), Vec::new());
+            let mut found = 0;
+            for key in keys.iter().filter(owed) {
+                let more = on_found(self.cache, key, draw);
+                found += usize::from(!more.is_empty());
+                commands.extend(more);
             }
-            swept += 1;
+            self.send(commands, found).await?;
+            if next == 0 {
+                return Ok(());
+            }
+            cursor = next;
+            sleep(self.pace.pause(begin.elapsed(), self.swept - before)).await;
         }
-        send(cache, &mut connection, pipeline).await?;
-        if next == 0 {
-            return Ok(swept);
+    }
+
+    /// HSCAN, for records one of whose tags matches.
+    async fn index(&mut self, hash: &[u8], entry: &[Step], patterns: &[Pattern]) -> Result<(), Error> {
+        let mut cursor = 0_u64;
+        loop {
+            let begin = Instant::now();
+            let mut scan = redis::cmd("HSCAN");
+            scan.arg(hash).arg(cursor).arg("COUNT").arg(COUNT);
+            let scanned = scan.query_async(&mut self.connection).await;
+            let (next, fields): (u64, Vec<Field>) = scanned.map_err(|error| Error::new(self.cache, &error))?;
+            let (before, draw) = (self.swept, Draw::new(self.cache));
+            let (mut commands_, mut stale) = (Vec::new(), BTreeSet::new());
+            let mut found = 0;
+            for (record, tags) in &fields {
+                let tags: Vec<String> = serde_json::from_slice(tags).unwrap_or_default();
+                let mut matching = tags
+                    .into_iter()
+                    .filter(|tag| patterns.iter().any(|known| known.matches(tag.as_bytes())))
+                    .peekable();
+                if matching.peek().is_some() && !entry.is_empty() {
+                    found += 1;
+                    let fill = Fill { member: record, ..draw.fill(b"") };
+                    commands_.extend(entry.iter().filter_map(|step| act(&step.action, step.key.render(&fill), &fill)));
+                } else {
+                    stale.extend(matching);
+                }
+            }
+            found += stale.len();
+            commands_.extend(stale.iter().flat_map(|tag| commands(self.cache, tag.as_bytes(), draw)));
+            self.send(commands_, found).await?;
+            if next == 0 {
+                return Ok(());
+            }
+            cursor = next;
+            sleep(self.pace.pause(begin.elapsed(), self.swept - before)).await;
         }
-        cursor = next;
-        sleep(pace.pause(begin.elapsed(), swept - before)).await;
+    }
+
+    /// Sends a slice for `found` keys. One key that refuses its command for ever must not hold up all others.
+    async fn send(&mut self, commands: Vec<Command>, found: usize) -> Result<(), Error> {
+        self.swept += found as u64;
+        if self.pace.dry_run {
+            return Ok(());
+        }
+        let mut replies = Replies::default();
+        exchange(self.cache, &mut self.connection, None, commands, &mut replies).await?;
+        if let Some(futile) = replies.futile {
+            tracing::error!(
+                cache = self.cache.name,
+                commands = futile.0,
+                "{}; passed over by a sweep",
+                futile.1.sentence
+            );
+        }
+        Ok(())
     }
 }
 
-/// Sends a slice; how many commands it had. One key that refuses its command for ever must not hold up all others.
-async fn send(
-    cache: &Cache,
-    connection: &mut redis::aio::MultiplexedConnection,
-    pipeline: redis::Pipeline,
-) -> Result<usize, Error> {
-    if pipeline.is_empty() {
-        return Ok(0);
-    }
-    let replies: redis::RedisResult<Vec<Value>> = pipeline.query_async(connection).await;
-    let replies = replies.map_err(|error| Error::new(cache, &error))?;
-    let count = replies.len();
-    for reply in replies {
-        if let Value::ServerError(error) = reply {
-            let error = Error::reply(cache, error);
-            if error.kind != Kind::Futile {
-                return Err(error);
+/// What is done to a key that was found.
+fn on_found(cache: &Cache, key: &[u8], draw: Draw) -> Vec<Command> {
+    let starts = |head: &[u8]| key.starts_with(head);
+    let drop = |key: Vec<u8>| act(&Action::Unlink, key, &draw.fill(b""));
+    for way in &cache.reach.ways {
+        match way {
+            Way::Records { head, except } if starts(head) => {
+                let is_record = except.is_empty() || !key.windows(except.len()).any(|window| window == except);
+                return if is_record { drop(key.to_vec()).into_iter().collect() } else { Vec::new() };
             }
-            tracing::error!(cache = cache.name, "{}; passed over by a sweep", error.sentence);
+            Way::Entries { head, record } if starts(head) => {
+                let fill = Fill { member: key.get(head.len()..).unwrap_or_default(), ..draw.fill(b"") };
+                return [record.render(&fill), key.to_vec()].into_iter().filter_map(drop).collect();
+            }
+            _ => {}
         }
     }
-    Ok(count)
+    // Where the tag can be read off the key, everything that is sent for it: buses are told as well.
+    if let Some(tag) = cache.steps.iter().filter(|step| step.names_tags()).find_map(|step| step.key.tag_of(key)) {
+        return commands(cache, tag, draw).collect();
+    }
+    let own = cache
+        .steps
+        .iter()
+        .filter(|step| step.names_tags() && Pattern::of_formula(&step.key).is_some_and(|known| known.matches(key)));
+    let fill = draw.fill(b"");
+    own.flat_map(|step| on_key(cache, step, key.to_vec(), &fill)).collect()
 }

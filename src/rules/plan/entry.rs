@@ -117,7 +117,7 @@ impl Entry {
             events: tag.events,
             pieces: Vec::new(),
             fans_out: false,
-            empty_skips: of.dialect.empty_skips,
+            empty_skips: of.dialect.tags == crate::cache::dialect::Texts::Keys,
             constant: tag.template.is_constant(),
             within_key: false,
             same: rule.old == Old::Same,

@@ -3,7 +3,6 @@
 use super::writing::plain;
 use crate::cache::Cache;
 use crate::cache::gap::{Keys, Scope};
-use crate::cache::pattern::Pattern;
 use crate::rules::Tag;
 use crate::rules::options::Unknown;
 use crate::rules::tables::TableName;
@@ -22,14 +21,8 @@ impl Bound {
             }
             Some((_, Unknown::Everything)) => Bound::Sweep(Scope::Everything),
             Some((_, Unknown::Pattern)) | None => {
-                let hashed: Vec<Pattern> = cache.keys.iter().filter_map(Pattern::of_formula).collect();
-                let pattern = match hashed.is_empty() {
-                    true => Pattern::of_template(&tag.template, cache, tag.style, table, type_of),
-                    false => None,
-                };
-                Bound::Sweep(pattern.map_or(Scope::Everything, |pattern| {
-                    Scope::Some(Keys { patterns: vec![pattern], tags: Vec::new() })
-                }))
+                let keys = tag.keys(cache, table, type_of);
+                Bound::Sweep(if keys == Keys::default() { Scope::Everything } else { Scope::Some(keys) })
             }
         }
     }

@@ -1,0 +1,389 @@
+//! How a client library names the key of a tag: text with holes, such as `<key_prefix>:<version>:tag_<release>_<tag|md5>`. The same
+//! for values, fields and bus messages.
+
+use md5::Md5;
+use sha1::{Digest, Sha1};
+
+/// A parsed text whose options were filled in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Formula(Vec<Part>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Part {
+    Text(Vec<u8>),
+    Hole(Hole),
+}
+
+/// What is known only when a tag goes stale.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Hole {
+    /// The tag, as this client writes it.
+    Tag(Encoding),
+    /// A member of the tag's set.
+    Member,
+    /// 63 random bits, drawn for each pass and attempt: a positive number for every client that parses it.
+    Random,
+    /// The same inside a JSON string.
+    MemberJson,
+    /// The time (and the guard) in this unit, and how much later.
+    Now(Unit, u64),
+}
+
+/// What a client does to a tag before it is part of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// Nothing.
+    Verbatim,
+    /// Its md5, in hexadecimal.
+    Md5,
+    /// The sha1 of this, a colon and the tag, in hexadecimal (`django-cachalot`'s table keys).
+    Sha1(String),
+    /// xxh64 with seed 0, in hexadecimal (`@medusajs/caching-redis`).
+    Xxh64,
+    /// The first 8 bytes of its md5 in base64url without padding, `~` for `-` (`rtc`, `_hash`).
+    Rtc,
+    /// `strtoupper`, `.` is `__`, anything else that is no letter, digit or underscore is `_` (Magento's frontends).
+    Magento,
+    /// `buildKey([TagDependency::class, $tag])`, and `buildKey` of that, with this prefix (`yii\caching\Cache`).
+    Yii {
+        /// In front, both times.
+        prefix: String,
+        /// That extension is loaded: arrays are not written by `serialize`.
+        igbinary: bool,
+    },
+    /// Inside a JSON string.
+    Json,
+}
+
+/// Units of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unit {
+    /// Milliseconds since 1970.
+    Milliseconds,
+    /// Seconds since 1970, rounded up: a stamp must not be older than the change.
+    Seconds,
+    /// 100 ns since the year 1 (.NET's `DateTimeOffset.UtcTicks`).
+    Ticks,
+}
+
+/// What fills the holes.
+#[derive(Clone, Copy, Debug)]
+pub struct Fill<'a> {
+    /// The tag.
+    pub tag: &'a [u8],
+    /// The member, within a set.
+    pub member: &'a [u8],
+    /// A number never used before.
+    pub random: u64,
+    /// Milliseconds since 1970, guard included.
+    pub now: u64,
+}
+
+/// For texts without holes.
+pub const NOTHING: Fill = Fill { tag: b"", member: b"", random: 0, now: 0 };
+
+impl<'a> Fill<'a> {
+    /// The same with a tag.
+    pub fn with(self, tag: &'a [u8]) -> Fill<'a> {
+        Fill { tag, ..self }
+    }
+}
+
+/// Holes without options.
+const HOLES: [(&str, Hole); 11] = [
+    ("tag", Hole::Tag(Encoding::Verbatim)),
+    ("tag|md5", Hole::Tag(Encoding::Md5)),
+    ("tag|xxh64", Hole::Tag(Encoding::Xxh64)),
+    ("tag|rtc", Hole::Tag(Encoding::Rtc)),
+    ("tag|magento", Hole::Tag(Encoding::Magento)),
+    ("tag|json", Hole::Tag(Encoding::Json)),
+    ("member", Hole::Member),
+    ("member|json", Hole::MemberJson),
+    ("random", Hole::Random),
+    ("now_ms", Hole::Now(Unit::Milliseconds, 0)),
+    ("now_s", Hole::Now(Unit::Seconds, 0)),
+];
+
+impl Formula {
+    /// Parses `text`; `<name>` is a hole or an option, `<name:>` an option followed by a colon unless it is empty, `<:name>` one with a
+    /// colon before it, and `<name|rtc>` an option encoded like a tag. `<<` is a `<`. The error names what is not known.
+    pub fn parse(text: &str, option: &impl Fn(&str) -> Option<String>) -> Result<Formula, String> {
+        let (mut parts, mut rest) = (Vec::new(), text);
+        while let Some((before, after)) = rest.split_once('<') {
+            push(&mut parts, before.as_bytes());
+            if let Some(literal) = after.strip_prefix('<') {
+                push(&mut parts, b"<");
+                rest = literal;
+                continue;
+            }
+            let (name, tail) = after.split_once('>').ok_or_else(|| format!("`<{after}` is not closed by `>`"))?;
+            rest = tail;
+            match hole(name, option) {
+                Some(hole) => parts.push(Part::Hole(hole)),
+                None => push(&mut parts, &filled(name, option)?),
+            }
+        }
+        push(&mut parts, rest.as_bytes());
+        Ok(Formula(parts))
+    }
+
+    /// The tag itself.
+    pub fn tag() -> Formula {
+        Formula(vec![Part::Hole(Hole::Tag(Encoding::Verbatim))])
+    }
+
+    /// The text with its holes filled.
+    pub fn render(&self, fill: &Fill) -> Vec<u8> {
+        let mut out = Vec::new();
+        for part in &self.0 {
+            match part {
+                Part::Text(text) => out.extend_from_slice(text),
+                Part::Hole(Hole::Tag(encoding)) => encoding.write(fill.tag, &mut out),
+                Part::Hole(Hole::Member) => out.extend_from_slice(fill.member),
+                Part::Hole(Hole::Random) => out.extend(fill.random.to_string().bytes()),
+                Part::Hole(Hole::MemberJson) => Encoding::Json.write(fill.member, &mut out),
+                Part::Hole(Hole::Now(unit, later)) => out.extend((unit.of(fill.now) + later).to_string().bytes()),
+            }
+        }
+        out
+    }
+
+    /// What stands before and after its first hole, and the encoding if that is the tag's.
+    pub fn around(&self) -> (&[u8], Option<&Encoding>, &[u8]) {
+        match self.0.iter().position(|part| matches!(part, Part::Hole(_))) {
+            None => (self.text(0), None, b""),
+            Some(at) => {
+                let before = at.checked_sub(1).map_or(&b""[..], |before| self.text(before));
+                let encoding = match self.0.get(at) {
+                    Some(Part::Hole(Hole::Tag(encoding))) => Some(encoding),
+                    _ => None,
+                };
+                (before, encoding, self.text(at + 1))
+            }
+        }
+    }
+
+    /// The text at this place.
+    fn text(&self, at: usize) -> &[u8] {
+        match self.0.get(at) {
+            Some(Part::Text(text)) => text,
+            _ => b"",
+        }
+    }
+
+    /// The tag of a key that was found, where it can be told.
+    pub fn tag_of<'a>(&self, key: &'a [u8]) -> Option<&'a [u8]> {
+        match self.around() {
+            (head, Some(Encoding::Verbatim), tail) => key.strip_prefix(head)?.strip_suffix(tail),
+            _ => None,
+        }
+    }
+
+    /// Does a tag change what comes out?
+    pub fn has_tag(&self) -> bool {
+        self.0.iter().any(|part| matches!(part, Part::Hole(Hole::Tag(_))))
+    }
+
+    /// The unit of the time in it, if there is one.
+    pub fn unit(&self) -> Option<Unit> {
+        self.0.iter().find_map(|part| match part {
+            Part::Hole(Hole::Now(unit, _)) => Some(*unit),
+            _ => None,
+        })
+    }
+}
+
+fn push(parts: &mut Vec<Part>, text: &[u8]) {
+    match parts.last_mut() {
+        _ if text.is_empty() => {}
+        Some(Part::Text(before)) => before.extend_from_slice(text),
+        _ => parts.push(Part::Text(text.to_vec())),
+    }
+}
+
+fn hole(name: &str, option: &impl Fn(&str) -> Option<String>) -> Option<Hole> {
+    if let Some((_, hole)) = HOLES.iter().find(|(known, _)| *known == name) {
+        return Some(hole.clone());
+    }
+    if let Some(rest) = name.strip_prefix("now_ticks").or_else(|| name.strip_prefix("now_ms")) {
+        let unit = if name.starts_with("now_ticks") { Unit::Ticks } else { Unit::Milliseconds };
+        let later = rest.strip_prefix('+').map_or(Some(0), |later| later.parse().ok())?;
+        return Some(Hole::Now(unit, later));
+    }
+    let (encoding, name) = name.strip_prefix("tag|")?.split_once(':')?;
+    let prefix = option(name)?;
+    Some(Hole::Tag(match encoding {
+        "sha1" => Encoding::Sha1(prefix),
+        "yii_php" => Encoding::Yii { prefix, igbinary: false },
+        "yii_igbinary" => Encoding::Yii { prefix, igbinary: true },
+        _ => return None,
+    }))
+}
+
+fn filled(name: &str, option: &impl Fn(&str) -> Option<String>) -> Result<Vec<u8>, String> {
+    let unknown = || format!("`<{name}>` is neither an option nor one of <tag>, <member>, <random>, <now_ms>, <now_s>");
+    if let Some(name) = name.strip_suffix(':') {
+        let text = option(name).ok_or_else(unknown)?;
+        return Ok(if text.is_empty() { Vec::new() } else { format!("{text}:").into_bytes() });
+    }
+    if let Some(name) = name.strip_prefix(':') {
+        let text = option(name).ok_or_else(unknown)?;
+        return Ok(if text.is_empty() { Vec::new() } else { format!(":{text}").into_bytes() });
+    }
+    let (name, encoding) = match name.split_once('|') {
+        Some((name, "rtc")) => (name, Encoding::Rtc),
+        Some((name, "magento")) => (name, Encoding::Magento),
+        _ => (name, Encoding::Verbatim),
+    };
+    let mut out = Vec::new();
+    encoding.write(option(name).ok_or_else(unknown)?.as_bytes(), &mut out);
+    Ok(out)
+}
+
+impl Unit {
+    /// `now` (milliseconds since 1970) in this unit.
+    pub fn of(self, now: u64) -> u64 {
+        match self {
+            Unit::Milliseconds => now,
+            Unit::Seconds => now.div_ceil(1_000),
+            Unit::Ticks => now * 10_000 + 621_355_968_000_000_000,
+        }
+    }
+}
+
+impl Encoding {
+    /// Hexadecimal digits that it gives, where it is a hash.
+    pub fn digits(&self) -> Option<usize> {
+        match self {
+            Encoding::Md5 => Some(32),
+            Encoding::Sha1(_) => Some(40),
+            Encoding::Xxh64 => Some(16),
+            Encoding::Verbatim | Encoding::Magento | Encoding::Rtc | Encoding::Json | Encoding::Yii { .. } => None,
+        }
+    }
+
+    /// Appends the tag as this client writes it.
+    pub fn write(&self, tag: &[u8], out: &mut Vec<u8>) {
+        match self {
+            Encoding::Verbatim => out.extend_from_slice(tag),
+            Encoding::Md5 => hex(&Md5::digest(tag), out),
+            Encoding::Sha1(before) => hex(&Sha1::digest([before.as_bytes(), b":", tag].concat()), out),
+            Encoding::Xxh64 => out.extend(format!("{:016x}", twox_hash::XxHash64::oneshot(0, tag)).bytes()),
+            Encoding::Rtc => base64_url(Md5::digest(tag).get(..8).unwrap_or_default(), out),
+            Encoding::Magento => magento(tag, out),
+            Encoding::Yii { prefix, igbinary } => {
+                let key = if *igbinary { yii_igbinary(tag) } else { yii_php(tag) };
+                let mut inner = prefix.clone().into_bytes();
+                hex(&Md5::digest(key), &mut inner);
+                out.extend(prefix.bytes());
+                // What is short and plain already is not hashed again.
+                if prefix.is_empty() { out.extend(inner) } else { hex(&Md5::digest(inner), out) }
+            }
+            Encoding::Json => {
+                let text = serde_json::Value::from(String::from_utf8_lossy(tag)).to_string();
+                out.extend_from_slice(text.trim_matches('"').as_bytes());
+            }
+        }
+    }
+}
+
+fn hex(bytes: &[u8], out: &mut Vec<u8>) {
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    for byte in bytes {
+        out.extend([DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
+}
+
+fn base64_url(bytes: &[u8], out: &mut Vec<u8>) {
+    const DIGITS: [u8; 64] = *b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789~_";
+    for chunk in bytes.chunks(3) {
+        let word = chunk.iter().fold(0_u32, |word, byte| (word << 8) | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        let digits = [18, 12, 6, 0].map(|shift| DIGITS[(word >> shift) as usize & 63]);
+        out.extend(digits.iter().take(chunk.len() + 1));
+    }
+}
+
+fn magento(tag: &[u8], out: &mut Vec<u8>) {
+    for byte in tag {
+        match byte {
+            b'.' => out.extend(b"__"),
+            byte if byte.is_ascii_alphanumeric() => out.push(byte.to_ascii_uppercase()),
+            _ => out.push(b'_'),
+        }
+    }
+}
+
+const YII_CLASS: &[u8] = b"yii\\caching\\TagDependency";
+
+fn yii_php(tag: &[u8]) -> Vec<u8> {
+    let mut text = format!("a:2:{{i:0;s:{}:\"", YII_CLASS.len()).into_bytes();
+    text.extend(YII_CLASS);
+    text.extend(format!("\";i:1;s:{}:\"", tag.len()).bytes());
+    text.extend(tag);
+    text.extend(b"\";}");
+    text
+}
+
+/// An array of two strings: version 2; 0x14 array, 0x06 integer key, 0x11 string with one byte of length (0x12: two).
+fn yii_igbinary(tag: &[u8]) -> Vec<u8> {
+    let mut out = vec![0, 0, 0, 2, 0x14, 2, 0x06, 0];
+    let string = |out: &mut Vec<u8>, text: &[u8]| {
+        match u8::try_from(text.len()) {
+            Ok(length) => out.extend([0x11, length]),
+            Err(_) => {
+                out.push(0x12);
+                out.extend((text.len() as u16).to_be_bytes());
+            }
+        }
+        out.extend(text);
+    };
+    string(&mut out, YII_CLASS);
+    out.extend([0x06, 1]);
+    string(&mut out, tag);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(formula: &str, tag: &str) -> String {
+        let option = |name: &str| match name {
+            "p" => Some("app".to_owned()),
+            "none" => Some(String::new()),
+            "db" => Some("default".to_owned()),
+            "yii" => Some("myapp".to_owned()),
+            _ => None,
+        };
+        let fill = Fill { tag: tag.as_bytes(), member: b"m", random: 7, now: 1_000_001 };
+        String::from_utf8(Formula::parse(formula, &option).unwrap().render(&fill)).unwrap()
+    }
+
+    /// The keys that the real libraries computed.
+    #[test]
+    fn keys_of_the_real_clients() {
+        let tag = "CategoryModel.pk:15";
+        assert_eq!(key(":1:tag_073_<tag|md5>", tag), ":1:tag_073_82f87684924ecd4a815ee924449c3fa1");
+        assert_eq!(key("<p>:2:tag_073_<tag|md5>", tag), "app:2:tag_073_82f87684924ecd4a815ee924449c3fa1");
+        assert_eq!(key("rtc:<tag|rtc>", "foo"), "rtc:rL0Y20zC~Fw");
+        assert_eq!(key("t:<tag|rtc>", "CategoryModel.pk:42"), "t:XyujBJZh3qk");
+        assert_eq!(key("mc:tag:<tag|xxh64>", "Product:prod_1"), "mc:tag:107716c3191617a2");
+        assert_eq!(key(":1:<tag|sha1:db>", "shop_category"), ":1:8535ce592bc9d77ec39d1061ed617f1713de2b31");
+        assert_eq!(key("zc:ti:69d_<tag|magento>", "CategoryModel.pk:7"), "zc:ti:69d_CATEGORYMODEL__PK_7");
+        assert_eq!(key("<tag|yii_igbinary:yii>", "CategoryModel.pk:7"), "myappf7849c45168814495b3588cd555584b4");
+        assert_eq!(key("<tag|yii_php:none>", "CategoryModel.pk:7"), "06d6c2d94af1c363e399d586b45b41d0");
+    }
+
+    #[test]
+    fn holes_and_options() {
+        assert_eq!(key("<p:>x<none:>y", ""), "app:xy");
+        assert_eq!(key("{\"a\":<random>,\"b\":<now_ms>,\"c\":<now_s>}<<", ""), "{\"a\":7,\"b\":1000001,\"c\":1001}<");
+        assert_eq!(key("\"<tag|json>\"", "a\"b"), "\"a\\\"b\"");
+        assert_eq!(Unit::Ticks.of(0), 621_355_968_000_000_000);
+        for wrong in ["<nothing>", "<p", "<tag|what>"] {
+            assert!(Formula::parse(wrong, &|_| None).is_err(), "{wrong}");
+        }
+        let formula = Formula::parse("a:<tag>:b", &|_| None).unwrap();
+        assert_eq!((formula.tag_of(b"a:x:b"), formula.tag_of(b"a:x")), (Some(&b"x"[..]), None));
+    }
+}

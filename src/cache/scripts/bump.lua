@@ -1,0 +1,15 @@
+-- KEYS[1]: a number as PHP's serialize() or igbinary writes it; nothing is 0. What is written can be read under either.
+local old = redis.call('GET', KEYS[1])
+local number = 0
+if old then
+  number = tonumber(string.match(old, '^i:(%-?%d+);$'))
+  local width = ({['\6'] = 1, ['\8'] = 2, ['\10'] = 4})[string.sub(old, 5, 5)]
+  if not number and string.sub(old, 1, 4) == '\0\0\0\2' and width then
+    number = 0
+    for at = 6, 5 + width do number = number * 256 + string.byte(old, at) end
+  end
+  -- Something else: a number that was certainly never reached.
+  number = number or tonumber(redis.call('TIME')[1])
+end
+redis.call('SET', KEYS[1], 'i:' .. string.format('%d', number + 1) .. ';')
+return 1

@@ -1,0 +1,30 @@
+-- One slice of the set of a tag. KEYS[1]: the set; ARGV: cursor, 'SSCAN' or 'ZSCAN', members per slice, what becomes of the links
+-- ('drop', 'gone' or 'keep'), the time in seconds, what a member looks like, the head of the key that lists a record's tags and that of
+-- a tag's set (both empty: there is none), then heads and tails of the records of a member. Returns the next cursor.
+-- Records go before links: a script that fails half-way must leave the links. Only whole members are taken from the set: a rank or a pop
+-- would lose those that come and go meanwhile.
+local found = redis.call(ARGV[2], KEYS[1], ARGV[1], 'COUNT', ARGV[3])
+local sorted = ARGV[2] == 'ZSCAN'
+local list = found[2]
+for i = 1, #list, (sorted and 2 or 1) do
+  local member = list[i]
+  if ARGV[6] ~= '' and not string.find(member, ARGV[6]) then
+    return redis.error_reply('FOREIGN members of ' .. KEYS[1] .. ' are not what this client writes')
+  end
+  local gone = 0
+  for at = 9, #ARGV, 2 do
+    gone = gone + redis.call('UNLINK', ARGV[at] .. member .. ARGV[at + 1])
+  end
+  if ARGV[7] ~= '' then
+    -- The client keeps both directions: half of them left behind would make records that no tag reaches.
+    for _, tag in ipairs(redis.call('SMEMBERS', ARGV[7] .. member)) do
+      redis.call('SREM', ARGV[8] .. tag, member)
+    end
+    redis.call('UNLINK', ARGV[7] .. member)
+  end
+  local expired = sorted and tonumber(list[i + 1]) >= 0 and tonumber(list[i + 1]) < tonumber(ARGV[5])
+  if ARGV[4] == 'drop' or (ARGV[4] == 'gone' and (gone > 0 or expired)) then
+    redis.call(sorted and 'ZREM' or 'SREM', KEYS[1], member)
+  end
+end
+return found[1]

@@ -1,0 +1,17 @@
+-- KEYS[1]: a string, or a hash; ARGV: the stamp, milliseconds to live (0: none), then the value, or fields and values of which the
+-- first holds the stamp. A stamp is never lowered: what was stored between the two would come back to life.
+local isHash = #ARGV > 3
+local old
+if isHash then old = redis.call('HGET', KEYS[1], ARGV[3]) else old = redis.call('GET', KEYS[1]) end
+if old then
+  local stamp = tonumber(old)
+  -- A float as Python pickles it: G and eight bytes.
+  local at = string.find(old, 'G........%.$')
+  if at then stamp = struct.unpack('>d', string.sub(old, at + 1, at + 8)) end
+  -- JSON: the first number in it.
+  stamp = stamp or tonumber(string.match(old, '%d+'))
+  if stamp and stamp >= tonumber(ARGV[1]) then return 0 end
+end
+if isHash then redis.call('HSET', KEYS[1], unpack(ARGV, 3)) else redis.call('SET', KEYS[1], ARGV[3]) end
+if ARGV[2] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 1
