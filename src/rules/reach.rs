@@ -154,7 +154,7 @@ impl Tag {
         let subject = Subject { template: &self.template, cache, style: self.style, table, type_of };
         let mut keys = Keys::default();
         // A tag without columns is known: nothing has to be looked for.
-        let listed = cache.reach.ways.iter().any(|way| *way == Way::Keys) || cache.is_scanned();
+        let listed = cache.reach.ways.contains(&Way::Keys) || cache.is_scanned();
         if self.template.is_constant() && !listed {
             keys.tags.push(plan::plain(&self.template, table));
             return keys;

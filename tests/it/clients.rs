@@ -1,69 +1,20 @@
 //! The real client libraries read the cache: cache-dependencies 0.7.7.48 and cache-tagging 0.7.3 in a Django process, with
 //! django-redis and with Django's own Redis backend. `scripts/test clients` installs them.
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 
 use md5::{Digest, Md5};
 use serde_json::{Value, json};
 
+use crate::reader::{Reader, libraries};
 use crate::support::{World, root, until};
 
-/// A Django process that answers one JSON line per request.
-struct Reader {
-    child: Child,
-    requests: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-/// Where the libraries are unpacked.
-fn libraries() -> PathBuf {
-    std::env::var_os("TEST_CLIENTS")
-        .map(PathBuf::from)
-        .expect("TEST_CLIENTS names no directory: run scripts/test clients")
-}
-
-impl Reader {
-    fn start(world: &World, library: &str, backend: &str, options: &[&str]) -> Reader {
-        let libraries = libraries();
-        let mut command = Command::new(libraries.join("venv/bin/python"));
-        command.arg(root().join("tests/clients/reader.py")).arg("--libraries").arg(&libraries);
-        command.args(["--library", library, "--backend", backend, "--url", &world.redis.url(3)]).args(options);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (requests, answers) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut reader = Reader { child, requests, answers };
-        assert_eq!(reader.answer()["ready"], json!(true));
-        reader
-    }
-
-    fn answer(&mut self) -> Value {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap_or_else(|_| panic!("not an answer: {line}"))
-    }
-
-    fn ask(&mut self, request: &Value) -> Value {
-        writeln!(self.requests, "{request}").unwrap();
-        let answer = self.answer();
-        assert_eq!(answer["ok"], json!(true), "{request} gave {answer}");
-        answer
-    }
-
-    fn set(&mut self, key: &str, value: &str, tags: &[&str]) {
-        self.ask(&json!({"op": "set", "key": key, "value": value, "tags": tags, "timeout": 3600}));
-    }
-
-    fn get(&mut self, key: &str) -> Value {
-        self.ask(&json!({"op": "get", "key": key}))["value"].clone()
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn django(world: &World, library: &str, backend: &str, options: &[&str]) -> Reader {
+    let libraries = libraries();
+    let mut command = Command::new(libraries.join("venv/bin/python"));
+    command.arg(root().join("tests/clients/reader.py")).arg("--libraries").arg(&libraries);
+    command.args(["--library", library, "--backend", backend, "--url", &world.redis.url(3)]).args(options);
+    Reader::start(&mut command)
 }
 
 /// A page is cached under its category's tag; a row changes by plain SQL; the page is a miss, and its new value stays.
@@ -79,7 +30,7 @@ async fn reads_fresh(library: &str, backend: &str, options: &[&str], cache_optio
         .unwrap();
     let _daemon = world.daemon();
     world.settled(&sql).await;
-    let mut reader = Reader::start(&world, library, backend, options);
+    let mut reader = django(&world, library, backend, options);
     let fill = |reader: &mut Reader, value: &str| {
         reader.set("page", value, &["CategoryModel.pk:15", "FirstModel"]);
         reader.set("moved-to", value, &["CategoryModel.pk:16"]);
@@ -157,7 +108,7 @@ async fn a_late_fill_is_refused_by_the_library_itself() {
         ));
         let sql = world.sql().await;
         let daemon = world.daemon();
-        let mut reader = Reader::start(&world, "cache-dependencies", "django-redis", &[]);
+        let mut reader = django(&world, "cache-dependencies", "django-redis", &[]);
         reader.set("page", "old", &["FirstModel.pk:7"]);
         reader.set("other", "other", &["FirstModel.pk:8"]);
         sql.batch_execute("INSERT INTO first_model VALUES (7)").await.unwrap();

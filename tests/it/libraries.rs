@@ -1,0 +1,303 @@
+//! Every client library that can be installed reads a cache that a daemon keeps fresh. `scripts/test clients` installs them.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::reader::{Reader, libraries};
+use crate::support::{World, root, succeed, until};
+
+/// Where a library runs.
+#[derive(Clone, Copy, PartialEq)]
+enum Runtime {
+    Node,
+    Python,
+    /// Debian 12's packages.
+    Php,
+    /// Those of Debian sid.
+    Sid,
+}
+
+/// A library, and the cache that waltag keeps for it.
+struct Case {
+    runtime: Runtime,
+    client: &'static str,
+    /// Of the reader.
+    options: &'static str,
+    dialect: &'static str,
+    /// Of the dialect, in YAML.
+    settings: &'static str,
+    /// What stands before the number in a tag.
+    tag: &'static str,
+    /// A reader that is late stores nothing that is taken for fresh.
+    closed: bool,
+    /// It compares times.
+    stamps: bool,
+}
+
+const fn case(
+    runtime: Runtime,
+    client: &'static str,
+    options: &'static str,
+    dialect: &'static str,
+    settings: &'static str,
+) -> Case {
+    Case { runtime, client, options, dialect, settings, tag: "CategoryModel.pk:", closed: false, stamps: false }
+}
+
+use Runtime::{Node, Php, Python, Sid};
+
+const CASES: [Case; 24] = [
+    case(Python, "cashews", "{}", "cashews", ""),
+    Case {
+        tag: "CategoryModel.pk:",
+        ..case(
+            Python,
+            "cashews",
+            r#"{"client_side": true, "protocol": 2}"#,
+            "cashews",
+            "client_side_prefix: 'cashews:'",
+        )
+    },
+    case(Python, "redis-tagged-cache", r#"{"namespace": "foo"}"#, "redis-tagged-cache", "namespace: foo"),
+    Case {
+        stamps: true,
+        ..case(Node, "nextjs-neshca", r#"{"keyPrefix": "nxt:"}"#, "nextjs", "key_prefix: ['nxt:', 'old:']")
+    },
+    Case {
+        stamps: true,
+        ..case(Node, "nextjs-neshca", r#"{"keyPrefix": "nxt:", "kind": "APP_PAGE"}"#, "nextjs", "key_prefix: 'nxt:'")
+    },
+    Case {
+        stamps: true,
+        ..case(Node, "nextjs-fortedigital", r#"{"keyPrefix": "nxt:"}"#, "nextjs", "key_prefix: 'nxt:'")
+    },
+    case(
+        Node,
+        "nextjs-turbo",
+        r#"{"keyPrefix": "t:", "redisGetDeduplication": false}"#,
+        "nextjs-turbo",
+        "key_prefix: 't:'",
+    ),
+    Case {
+        closed: true,
+        ..case(Node, "nextjs-turbo-use-cache", r#"{"keyPrefix": "t:"}"#, "nextjs-turbo", "key_prefix: 't:'")
+    },
+    Case { closed: true, ..case(Node, "nextjs-cache-components", "{}", "nextjs-cache-components", "") },
+    Case { stamps: true, ..case(Node, "bentocache", "{}", "bentocache", "") },
+    Case {
+        stamps: true,
+        ..case(
+            Node,
+            "bentocache",
+            r#"{"l1": true, "prefix": "p", "namespace": "users"}"#,
+            "bentocache",
+            "prefix: p, namespace: users, bus: redis",
+        )
+    },
+    case(Node, "async-cache-dedupe", r#"{"referencesTTL": 3600}"#, "async-cache-dedupe", ""),
+    case(Node, "cacheable", r#"{"l1": false}"#, "cacheable", ""),
+    Case {
+        tag: "",
+        ..case(
+            Node,
+            "layered-loader",
+            r#"{"l1": true, "prefix": "cat", "channel": "cat-channel"}"#,
+            "layered-loader",
+            "prefix: cat, channel: cat-channel",
+        )
+    },
+    case(Node, "envelop-response-cache", "{}", "envelop-response-cache", ""),
+    case(Node, "medusa", "{}", "medusa", ""),
+    case(Node, "vendure", "{}", "vendure", ""),
+    case(Node, "redis-tag-cache", "{}", "set", "tag_prefix: 'tags:', prefix: 'data:'"),
+    Case {
+        tag: "category.",
+        ..case(
+            Php,
+            "symfony-redis-tag-aware",
+            r#"{"namespace": "app1"}"#,
+            "symfony-redis-tag-aware",
+            "namespace: app1, release: '5.4'",
+        )
+    },
+    Case {
+        tag: "category.",
+        ..case(
+            Sid,
+            "symfony-redis-tag-aware",
+            r#"{"namespace": "app1", "option_prefix": "P_"}"#,
+            "symfony-redis-tag-aware",
+            "namespace: app1, option_prefix: P_",
+        )
+    },
+    Case {
+        tag: "category.",
+        ..case(
+            Php,
+            "symfony-tag-aware",
+            r#"{"namespace": "app1"}"#,
+            "symfony-tag-aware",
+            "namespace: app1, release: '5.4'",
+        )
+    },
+    Case {
+        tag: "category.",
+        ..case(Sid, "symfony-tag-aware", r#"{"namespace": "app1"}"#, "symfony-tag-aware", "namespace: app1")
+    },
+    case(Php, "laravel", r#"{"prefix": "laravel_cache_", "option_prefix": "laravel_database_"}"#, "laravel-9", ""),
+    case(Sid, "laravel", r#"{"prefix": "laravel-cache-", "option_prefix": "laravel-database-"}"#, "laravel", ""),
+];
+
+impl Case {
+    fn reader(&self, world: &World, options: &str) -> Reader {
+        let (libraries, clients) = (libraries(), root().join("tests/clients"));
+        let mut command = match self.runtime {
+            Node => {
+                let mut command = Command::new(libraries.join("node/node_modules/.bin/node"));
+                command.arg(clients.join("node/reader.mjs")).arg("--modules").arg(libraries.join("node"));
+                command
+            }
+            Python => {
+                let own = libraries.join(format!("python/venv-{}/bin/python", self.client));
+                let mut command =
+                    Command::new(if own.exists() { own } else { libraries.join("python/venv/bin/python") });
+                command.arg(clients.join("python/reader.py"));
+                command
+            }
+            Php => {
+                let mut command = Command::new("php");
+                command.arg(clients.join("php/reader.php"));
+                command
+            }
+            Sid => {
+                let mut command = Command::new(clients.join("php/sid"));
+                command.arg(libraries.join("php"));
+                command
+            }
+        };
+        Reader::start(command.args(["--client", self.client, "--url", &world.redis.url(2), "--options", options]))
+    }
+
+    fn setup(&self, world: &World, more: &str) {
+        let Case { dialect, settings, tag, .. } = self;
+        let settings = if settings.is_empty() { String::new() } else { format!(", {settings}") };
+        world.setup(&format!(
+            r#"{{version: 1, caches: {{default: {{url: "{{redis}}/2", dialect: {dialect}{settings}{more}}}}},
+                rules: [{{table: shop.second_model, tags: ["{tag}<category_id>"]}}]}}"#
+        ));
+    }
+
+    fn tag(&self, number: u32) -> String {
+        format!("{}{number}", self.tag)
+    }
+
+    /// Which library it was.
+    async fn run(&self) -> String {
+        let world = World::new().await;
+        self.setup(&world, "");
+        let sql = world.sql().await;
+        let rows = "INSERT INTO shop.second_model VALUES (7, 15, 1, 'a', 'x'), (8, 99, 1, 'b', 'x')";
+        sql.batch_execute(rows).await.unwrap();
+        let daemon = world.daemon();
+        world.settled(&sql).await;
+        // A second process has what the first one stored.
+        let (mut writer, mut reader) = (self.reader(&world, self.options), self.reader(&world, self.options));
+        let [old, new, other, never, later] = [15, 16, 99, 77, 78].map(|number| self.tag(number));
+        let fill = |writer: &mut Reader, reader: &mut Reader, key: &str, value: &str, tag: &str| {
+            writer.set(key, value, &[tag]);
+            assert_eq!(reader.get_with(key, &[tag]), json!(value), "{key} was set");
+        };
+        for key in ["a", "b", "c"] {
+            fill(&mut writer, &mut reader, key, "old", &old);
+        }
+        fill(&mut writer, &mut reader, "moved", "old", &new);
+        fill(&mut writer, &mut reader, "other", "other", &other);
+        sql.batch_execute("UPDATE shop.second_model SET category_id = 16 WHERE id = 7").await.unwrap();
+        world.settled(&sql).await;
+        let gone = |reader: &mut Reader, key: &str, tag: &str, why: &str| {
+            assert_eq!(reader.get_with(key, &[tag]), Value::Null, "{key}: {why}\n{}", daemon.log());
+        };
+        for reader in [&mut reader, &mut writer] {
+            for key in ["a", "b", "c"] {
+                gone(reader, key, &old, "its row changed");
+            }
+            gone(reader, "moved", &new, "a row moved to it");
+            assert_eq!(reader.get_with("other", &[&other]), json!("other"), "an unrelated record was lost");
+        }
+        fill(&mut writer, &mut reader, "a", "new", &old);
+        // Nothing that its tag touches: it stays.
+        sql.batch_execute("UPDATE shop.second_model SET name = 'z' WHERE id = 8").await.unwrap();
+        world.settled(&sql).await;
+        assert_eq!(reader.get_with("a", &[&old]), json!("new"), "lost by an unrelated change");
+
+        fill(&mut writer, &mut reader, "never", "old", &never);
+        sql.batch_execute("TRUNCATE shop.second_model").await.unwrap();
+        world.settled(&sql).await;
+        gone(&mut reader, "never", &never, "TRUNCATE");
+        gone(&mut reader, "a", &old, "TRUNCATE");
+        fill(&mut writer, &mut reader, "later", "old", &later);
+        succeed(&mut world.waltag("waltag", &["resync"]));
+        gone(&mut reader, "later", &later, "a resync");
+        for (key, tag) in [("b", &old), ("never", &never), ("moved", &new)] {
+            gone(&mut reader, key, tag, "it came back");
+        }
+        fill(&mut writer, &mut reader, "a", "newest", &old);
+        drop(daemon);
+        self.late(&world, ", repeat: [4s]", self.closed).await;
+        if self.stamps {
+            self.late(&world, ", repeat: [4s], guard: 3s", true).await;
+        }
+        writer.library.clone()
+    }
+
+    /// A reader computes over the commit, and stores what was true before: taken for fresh, unless it is `closed`; and healed by the
+    /// repeat.
+    async fn late(&self, world: &World, more: &str, closed: bool) {
+        self.setup(world, more);
+        let (sql, tag) = (world.sql().await, self.tag(30));
+        sql.batch_execute("DELETE FROM shop.second_model; INSERT INTO shop.second_model VALUES (9, 30, 1, 'a', 'x')")
+            .await
+            .unwrap();
+        let daemon = world.daemon();
+        world.settled(&sql).await;
+        let mut reader = self.reader(world, self.options);
+        reader.set("witness", "old", &[&tag]);
+        reader.ask(&json!({"op": "begin", "key": "late", "tags": [tag], "timeout": 3600}));
+        sql.batch_execute("UPDATE shop.second_model SET name = 'b' WHERE id = 9").await.unwrap();
+        until("the first pass", || {
+            let value = reader.get_with("witness", &[&tag]);
+            async move { value == Value::Null }
+        })
+        .await;
+        reader.ask(&json!({"op": "finish", "key": "late", "value": "late"}));
+        let left = reader.get_with("late", &[&tag]);
+        assert_eq!(left, if closed { Value::Null } else { json!("late") }, "{more}");
+        world.settled_within(&sql, Duration::from_secs(20)).await;
+        assert_eq!(reader.get_with("late", &[&tag]), Value::Null, "the repeat heals it");
+        drop(daemon);
+    }
+}
+
+/// TEST_CLIENT names one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs the client libraries: scripts/test clients"]
+async fn every_library() {
+    let only = std::env::var("TEST_CLIENT").unwrap_or_default();
+    let chosen: Vec<&'static Case> = CASES.iter().filter(|case| case.client.starts_with(&only)).collect();
+    let (mut table, mut failed) = (String::new(), Vec::new());
+    // Each has servers of its own.
+    for pair in chosen.chunks(2) {
+        let running: Vec<_> = pair.iter().map(|case| (*case, tokio::spawn(case.run()))).collect();
+        for (case, running) in running {
+            let name = format!("{} {} {}", case.client, case.options, case.settings);
+            match running.await {
+                Ok(library) => table += &format!("| {} | {library} | {name} |\n", case.dialect),
+                Err(_) => failed.push(name),
+            }
+        }
+    }
+    println!("| dialect | library | reader |\n|---|---|---|\n{table}");
+    assert!(failed.is_empty(), "{failed:#?}");
+}
