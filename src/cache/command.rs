@@ -7,7 +7,7 @@ use rand::RngExt;
 use redis::Script;
 
 use super::formula::{Fill, Formula};
-use super::step::{Action, BUMP, MEMBERS, Members, STAMP, Step};
+use super::step::{Action, BUMP, MEMBERS, Members, ROWS, STAMP, Step};
 use super::{Cache, released};
 
 /// Members that one script looks at: calls of a few milliseconds.
@@ -16,6 +16,7 @@ const SLICE: &[u8] = b"250";
 const CURSOR: usize = 4;
 
 static STAMP_HASH: LazyLock<String> = LazyLock::new(|| Script::new(STAMP).get_hash().to_owned());
+static ROWS_HASH: LazyLock<String> = LazyLock::new(|| Script::new(ROWS).get_hash().to_owned());
 static BUMP_HASH: LazyLock<String> = LazyLock::new(|| Script::new(BUMP).get_hash().to_owned());
 static MEMBERS_HASH: LazyLock<String> = LazyLock::new(|| Script::new(MEMBERS).get_hash().to_owned());
 
@@ -137,6 +138,13 @@ pub fn act(action: &Action, key: Vec<u8>, fill: &Fill) -> Option<Command> {
         }
         Action::Members(members) => members_of(members, key, fill),
         Action::Publish(message) => Command::new(vec![b"PUBLISH".to_vec(), key, message.render(fill)]),
+        Action::Rows { texts } => {
+            let space = fill.tag.iter().position(|byte| *byte == b' ')?;
+            let (table, row) = (fill.tag.get(..space)?, fill.tag.get(space + 1..)?);
+            let mut arguments = script(&ROWS_HASH, [key.as_slice(), b"schemes:", table].concat());
+            arguments.extend([key, table.to_vec(), row.to_vec(), if *texts { b"1" } else { b"0" }.to_vec()]);
+            Command { arguments, scans: false, script: "rows.lua: the conditions that it meets" }
+        }
         Action::Scan => return None,
     })
 }

@@ -124,7 +124,7 @@ pub async fn open(cache: &Cache) -> Result<MultiplexedConnection, Error> {
     let failed = |error| Error::new(cache, &error);
     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.map_err(failed)?;
     // A pipeline cannot fall back from EVALSHA; a server that forgets them is a failed command, and so a new connection.
-    let scripts: BTreeSet<&str> = cache.steps.iter().filter_map(Step::script).collect();
+    let scripts: BTreeSet<&str> = cache.steps.iter().chain(cache.reach.steps()).filter_map(Step::script).collect();
     for script in scripts {
         redis::cmd("SCRIPT").arg("LOAD").arg(script).exec_async(&mut connection).await.map_err(failed)?;
     }

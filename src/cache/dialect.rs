@@ -85,6 +85,8 @@ pub enum Texts {
     Constant,
     /// `<@table>` and nothing else.
     Table,
+    /// None: `rows: true`.
+    Rows,
 }
 
 /// What all others are compared with: `..PLAIN` in a table of dialects.

@@ -85,6 +85,11 @@ impl Cache {
         self.steps.iter().any(|step| step.action == Action::Scan)
     }
 
+    /// Are all values of a whole row texts?
+    pub fn takes_texts(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.action, Action::Rows { texts: true }))
+    }
+
     /// Does it compare times?
     pub fn has_stamps(&self) -> bool {
         self.steps.iter().any(|step| matches!(step.action, Action::Stamp { .. }))

@@ -146,6 +146,7 @@ impl<T: Fn(&str) -> Option<u32>> Subject<'_, T> {
             Piece::Placeholder(placeholder) => match &placeholder.name {
                 Name::Table => Part::Literal(plan::constant(&self.table.name, placeholder)),
                 Name::Schema => Part::Literal(plan::constant(&self.table.schema, placeholder)),
+                Name::Row => Part::Text(0),
                 Name::Column(column, _) => self.column(placeholder, (self.type_of)(column)),
             },
         }

@@ -8,6 +8,7 @@
 //! | `INDEX hash \| step \| ...` | these steps on each record (`<member>`) instead |
 //! | `RECORDS head [EXCEPT=text]` | every key that starts so is a record and is dropped |
 //! | `ENTRIES head record` | every key that starts so stands for a record: both are dropped |
+//! | `TABLES head \| step` | this step on each key that starts so, and with the table and a colon |
 //! | `NONE` | nothing finds it |
 //! | `PUBLISH ...`, `BENTOCACHE ...` | after it, for in-process layers |
 
@@ -51,6 +52,13 @@ pub enum Way {
         /// The record, by `<member>`.
         record: Formula,
     },
+    /// SCAN for what belongs to a table: keys that start so, and with the table and a colon.
+    Tables {
+        /// Of the key.
+        head: Vec<u8>,
+        /// What is done to it.
+        step: Step,
+    },
     /// Nothing finds it.
     None,
 }
@@ -75,6 +83,7 @@ impl Reach {
                 let except = except.strip_prefix("EXCEPT=").unwrap_or_default();
                 Way::Records { head: text(head)?, except: text(except)? }
             }
+            ["TABLES", head] => Way::Tables { head: text(head)?, step: Step::parse(steps, option)? },
             ["ENTRIES", head, record] => Way::Entries { head: text(head)?, record: Formula::parse(record, option)? },
             _ => {
                 let step = Step::parse(line, option)?;
@@ -90,10 +99,20 @@ impl Reach {
         Ok(())
     }
 
+    /// What it sends itself.
+    pub fn steps(&self) -> impl Iterator<Item = &Step> {
+        let of_ways = self.ways.iter().flat_map(|way| match way {
+            Way::Index { entry, .. } => entry.as_slice(),
+            Way::Tables { step, .. } => std::slice::from_ref(step),
+            _ => &[],
+        });
+        of_ways.chain(&self.clear)
+    }
+
     /// Can it select by the text of a template?
     pub fn selects(&self) -> bool {
         let selects = |way: &Way| match way {
-            Way::Keys | Way::Index { .. } => true,
+            Way::Keys | Way::Index { .. } | Way::Tables { .. } => true,
             Way::Records { head, .. } => head.is_empty(),
             Way::Tags(_) | Way::Entries { .. } | Way::None => false,
         };

@@ -10,6 +10,7 @@
 //! | `INCR key` | a counter goes up; it is never dropped |
 //! | `BUMP key` | the same of a number that PHP serialized |
 //! | `MEMBERS key record ...` | the key is a set of members: their records are dropped. Behind it `ZSET`; `LINKS=drop`, `gone` (only of records that were there) or `keep`; `LIKE=pattern` of Lua; `INDEX=head TAGS=head` where a record lists its tags |
+//! | `ROWS prefix`, `ROWTEXTS prefix` | django-cacheops: the sets of conditions that a row meets |
 //! | `SCAN head` | the tag has no key: a sweep finds what begins so, or has it in an index |
 //! | `HDEL key field` | within the steps of an entry |
 //! | `PUBLISH channel text`, `BENTOCACHE channel namespace key`, `FUSIONCACHE channel key` | in-process layers are told |
@@ -56,6 +57,11 @@ pub enum Action {
     Members(Box<Members>),
     /// A field of a hash is dropped.
     DropField(Formula),
+    /// The tag is a table, a space and a row; `texts`: all its values are.
+    Rows {
+        /// CACHEOPS_INSIDEOUT.
+        texts: bool,
+    },
     /// A sweep does it.
     Scan,
     /// PUBLISH.
@@ -174,6 +180,8 @@ impl Step {
                 }))
             }
             "HDEL" => Action::DropField(next()?),
+            "ROWS" => Action::Rows { texts: false },
+            "ROWTEXTS" => Action::Rows { texts: true },
             "SCAN" => Action::Scan,
             "PUBLISH" => Action::Publish(Message::Text(next()?)),
             "BENTOCACHE" => Action::Publish(Message::Bentocache(next()?, places.next())),
@@ -199,6 +207,7 @@ impl Step {
             Action::Stamp { .. } => Some(STAMP),
             Action::Members(_) => Some(MEMBERS),
             Action::Bump => Some(BUMP),
+            Action::Rows { .. } => Some(ROWS),
             _ => None,
         }
     }
@@ -206,6 +215,8 @@ impl Step {
 
 /// Sets a time unless it is lower.
 pub const STAMP: &str = include_str!("scripts/stamp.lua");
+/// What a row meets.
+pub const ROWS: &str = include_str!("scripts/rows.lua");
 /// Counts what PHP serialized.
 pub const BUMP: &str = include_str!("scripts/bump.lua");
 /// One slice of a set.

@@ -113,6 +113,7 @@ fn limits(dialect: &Dialect) -> Option<String> {
         Texts::Without(reserved) => Some(format!("without any of {reserved}").replace("any of  ", "spaces")),
         Texts::Only(others) => Some(format!("only letters, digits and {others}")),
         Texts::Constant => Some("no columns: groups stand in the application's configuration".into()),
+        Texts::Rows => Some("none: a rule has `rows: true` in their place, and the table sends whole old rows".into()),
         Texts::Table => Some("<@table> only".into()),
     }
 }

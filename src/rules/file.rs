@@ -129,18 +129,31 @@ fn rule(node: &Node, defaults: &Defaults, problems: &mut Vec<Diagnostic>) -> Opt
     options.events = Some(options.events.unwrap_or(defaults.events));
     let old = options::old(&fields, problems).unwrap_or(defaults.old);
     let collapse = options::collapse(&fields, problems);
-    if let Some(node) = fields.get("rows") {
-        problems
-            .push(node.place.error("not-yet", "`rows` belongs to the dialect django-cacheops, which is not there yet"));
-    }
     let tables = tables(&fields, &defaults.schema, problems);
     let tags = match (fields.get("tags"), fields.get("rows")) {
-        (None, Some(_)) => None,
-        _ => fields.require("tags", "the rule", problems),
+        (None, Some(node)) => rows(node, problems).into_iter().collect(),
+        (Some(_), Some(node)) => {
+            problems.push(node.place.error("option", "`rows` and `tags` exclude each other"));
+            return None;
+        }
+        _ => {
+            let tags = fields.require("tags", "the rule", problems);
+            fields::list(tags?, "`tags`", problems).iter().filter_map(|node| tag(node, problems)).collect()
+        }
     };
-    let tags = fields::list(tags?, "`tags`", problems).iter().filter_map(|node| tag(node, problems)).collect();
     let (place, tables) = tables?;
     Some(RuleEntry { tables, place, tags, options, old, collapse, style: defaults.style })
+}
+
+/// `rows: true`: what goes stale is found by the row itself.
+fn rows(node: &Node, problems: &mut Vec<Diagnostic>) -> Option<TagEntry> {
+    let (place, text) = fields::text(node, "`rows`", problems)?;
+    if text != "true" {
+        problems.push(place.error("option", "`rows` is true, or not there"));
+        return None;
+    }
+    let (place, options) = (place.clone(), Options::default());
+    Some(TagEntry { template: Template::row(), place, literal: false, options })
 }
 
 fn tables(fields: &Fields, schema: &str, problems: &mut Vec<Diagnostic>) -> Option<(Place, TableSet)> {

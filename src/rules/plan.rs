@@ -3,6 +3,7 @@
 
 mod changes;
 mod entry;
+mod row;
 mod unlisted;
 mod writing;
 

@@ -171,6 +171,9 @@ impl Tag {
                     let own = cache.steps.iter().filter(|step| step.action == Action::Scan);
                     keys.patterns.extend(own.filter_map(|step| Pattern::of_template(&step.key, &subject, true)));
                 }
+                Way::Tables { head, .. } => {
+                    keys.patterns.push(Pattern::starting(&[head, table.name.as_bytes(), b":"].concat()));
+                }
                 Way::Records { head, .. } | Way::Entries { head, .. } => keys.patterns.push(Pattern::starting(head)),
                 Way::None => {}
             }
@@ -189,8 +192,21 @@ impl Tag {
             });
             literals.flatten().find(|character| !allowed(*character))
         };
+        match (self.template.is_row(), cache.dialect.tags == Texts::Rows) {
+            (true, true) => return None,
+            (false, false) => {}
+            (is_row, _) => {
+                let what = if is_row { "`rows` is" } else { "tags are" };
+                let message = format!("{what} not for {name}, the dialect of the cache `{}`", cache.name);
+                let help = match is_row {
+                    true => "only django-cacheops finds what is stale by the row itself: write `tags`",
+                    false => "it has no tags, its sets are found by the row itself: write `rows: true`",
+                };
+                return Some(self.place.error("tag-form", message).help(help));
+            }
+        }
         let (found, help) = match cache.dialect.tags {
-            Texts::Any | Texts::Keys => return None,
+            Texts::Any | Texts::Keys | Texts::Rows => return None,
             Texts::Without(reserved) => (
                 foreign(&|character| !reserved.contains(character))?,
                 format!(

@@ -46,6 +46,8 @@ pub enum Name {
     Table,
     /// `<@schema>`: its schema.
     Schema,
+    /// The whole row (`rows: true`); nobody writes it.
+    Row,
 }
 
 /// A step from a column's value inwards.
@@ -109,7 +111,20 @@ impl Template {
 
     /// Without a placeholder for a column: the same tag for every row.
     pub fn is_constant(&self) -> bool {
-        self.columns().next().is_none()
+        self.columns().next().is_none() && !self.is_row()
+    }
+
+    /// What `rows: true` stands for: the table, a space, and the row.
+    pub fn row() -> Template {
+        let placeholder =
+            |name| Piece::Placeholder(Placeholder { name, style: None, filters: Vec::new(), offset: 0, width: 0 });
+        let pieces = vec![placeholder(Name::Table), Piece::Literal(" ".into()), placeholder(Name::Row)];
+        Template { text: "rows".into(), pieces }
+    }
+
+    /// Is it the whole row?
+    pub fn is_row(&self) -> bool {
+        self.pieces.iter().any(|piece| matches!(piece, Piece::Placeholder(Placeholder { name: Name::Row, .. })))
     }
 
     /// The columns that it needs.
@@ -117,7 +132,7 @@ impl Template {
         self.pieces.iter().filter_map(|piece| match piece {
             Piece::Placeholder(placeholder) => match &placeholder.name {
                 Name::Column(column, _) => Some((column.as_str(), placeholder)),
-                Name::Table | Name::Schema => None,
+                Name::Table | Name::Schema | Name::Row => None,
             },
             Piece::Literal(_) => None,
         })

@@ -197,6 +197,9 @@ fn old_columns_of(rule: &Rule, tag: &Tag, table: &Table) -> BTreeSet<String> {
     }
     let collapse = rule.collapse.iter().flat_map(|collapse| collapse.to.columns());
     needed.extend(tag.template.columns().chain(collapse).map(|(column, _)| column.to_owned()));
+    if tag.template.is_row() {
+        needed.extend(table.columns.iter().filter(|column| !column.generated).map(|column| column.name.clone()));
+    }
     for (_, condition) in &tag.when {
         needed.extend(condition.row.iter().chain(&condition.old).cloned());
     }
@@ -224,7 +227,7 @@ pub fn columns(rules: &Rules, name: &TableName) -> Option<BTreeSet<String>> {
     let mut named = BTreeSet::new();
     for rule in rules.of_table(name) {
         for tag in &rule.tags {
-            if tag.changes.iter().any(|changes| !changes.only) {
+            if tag.template.is_row() || tag.changes.iter().any(|changes| !changes.only) {
                 return None;
             }
             columns_of(rule, tag, |_, column| {

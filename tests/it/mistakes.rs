@@ -169,7 +169,7 @@ const WRONG: &[(&str, &str, usize, usize, &str)] = &[
     ),
     (
         "version: 1\ncaches: {c: {url: \"redis://h\", dialect: keys}}\nrules:\n  - {table: t, rows: true}\n",
-        "not-yet",
+        "tag-form",
         4,
         22,
         "django-cacheops",

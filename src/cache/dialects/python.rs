@@ -25,7 +25,7 @@ const fn release(library: Library, default: &'static str) -> Opt {
 
 const PYTHON: Dialect = Dialect { style: Style::Python, ..PLAIN };
 
-pub(super) const DIALECTS: [Dialect; 6] = [
+pub(super) const DIALECTS: [Dialect; 7] = [
     Dialect {
         name: "cache-dependencies",
         client: "cache-dependencies 0.7.7.39 to 0.7.7.48, on django-redis or Django's own backend",
@@ -63,6 +63,25 @@ pub(super) const DIALECTS: [Dialect; 6] = [
         sweep: &["TAGS"],
         races: super::super::dialect::STAMPED,
         note: "It knows tables, not rows: `tags: [\"<@table>\"]`.",
+        ..PYTHON
+    },
+    Dialect {
+        name: "django-cacheops",
+        client: "django-cacheops 7: rules have `rows: true` in place of tags",
+        verified: Verified::Run("django-cacheops 7.2"),
+        options: &[
+            Opt::text("prefix", Some(""), "CACHEOPS_PREFIX"),
+            Opt::word("insideout", &["false", "true"], "CACHEOPS_INSIDEOUT"),
+        ],
+        tags: Texts::Rows,
+        steps: &["[insideout=false] ROWS <prefix>", "[insideout=true] ROWTEXTS <prefix>"],
+        sweep: &[
+            "[insideout=false] TABLES <prefix>conj: | MEMBERS conj <member>",
+            "[insideout=true] TABLES <prefix>conj: | UNLINK conj",
+        ],
+        races: "a query that runs over the commit stores the old rows: `repeat`; none with cached_as(keep_fresh=True)",
+        note: "Columns are compared by their names in the database: a field with another `db_column` is not found. local_get is never \
+               invalidated, by anybody.",
         ..PYTHON
     },
     Dialect {

@@ -178,6 +178,9 @@ fn on_found(cache: &Cache, key: &[u8], draw: Draw) -> Vec<Command> {
                 let fill = Fill { member: key.get(head.len()..).unwrap_or_default(), ..draw.fill(b"") };
                 return [record.render(&fill), key.to_vec()].into_iter().filter_map(drop).collect();
             }
+            Way::Tables { head, step } if starts(head) => {
+                return act(&step.action, key.to_vec(), &draw.fill(b"")).into_iter().collect();
+            }
             _ => {}
         }
     }

@@ -12,6 +12,7 @@ use super::super::template::{Name, Piece as Written, Step, Template};
 use super::super::value::walk;
 use super::super::{Rule, Tag};
 use super::changes::BoundChanges;
+use super::row::WholeRow;
 use super::unlisted::Bound;
 use super::writing::{Writing, cell, constant, patched};
 use super::{Cell, Change, Column, Side};
@@ -50,6 +51,7 @@ pub(super) struct Entry {
 enum Piece {
     Literal(Vec<u8>),
     Column { index: usize, path: Vec<Step>, writing: Writing },
+    Row(WholeRow),
 }
 
 impl Entry {
@@ -63,7 +65,13 @@ impl Entry {
         columns: &[Column],
     ) -> Result<Entry, String> {
         let style = tag.style.unwrap_or(cache.style);
-        let (pieces, mut within_key) = bind(&tag.template, table, columns, style)?;
+        let (mut pieces, mut within_key) = bind(&tag.template, table, columns, style)?;
+        if tag.template.is_row() {
+            let columns = columns.iter().enumerate();
+            let columns = columns.map(|(at, column)| (column.name.clone(), at, column.type_oid)).collect();
+            pieces.push(Piece::Row(WholeRow { columns, texts: cache.takes_texts(), style }));
+            within_key = false;
+        }
         let mut changes = Vec::new();
         for Changes { only, columns: names } in &tag.changes {
             let mut found = Vec::new();
@@ -136,6 +144,7 @@ impl Entry {
         let collapse = self.collapse.iter().flat_map(|(.., pieces)| pieces);
         let pieces = self.pieces.iter().chain(collapse).filter_map(|piece| match piece {
             Piece::Column { index, .. } => Some(*index),
+            Piece::Row(_) => Some(LAST),
             Piece::Literal(_) => None,
         });
         // What must not have changed to be ignored is every other column.
@@ -214,10 +223,13 @@ impl Entry {
 
     /// Writes the tags of one row; does it have any?
     fn write(&self, pieces: &[Piece], row: &[Cell], tags: &mut Tags) -> Result<bool, &'static str> {
-        let unknown = pieces
-            .iter()
-            .any(|piece| matches!(piece, Piece::Column { index, .. } if cell(row, *index) == Cell::Unknown));
-        if unknown {
+        let is_unknown = |index: usize| cell(row, index) == Cell::Unknown;
+        let unknown = |piece: &Piece| match piece {
+            Piece::Column { index, .. } => is_unknown(*index),
+            Piece::Row(whole) => whole.columns.iter().any(|(_, index, _)| is_unknown(*index)),
+            Piece::Literal(_) => false,
+        };
+        if pieces.iter().any(unknown) {
             return Err("the replica identity does not send the old value");
         }
         if self.fans_out {
@@ -228,6 +240,10 @@ impl Entry {
             written = pieces.iter().all(|piece| match piece {
                 Piece::Literal(bytes) => {
                     out.extend_from_slice(bytes);
+                    true
+                }
+                Piece::Row(whole) => {
+                    whole.write(row, out);
                     true
                 }
                 Piece::Column { index, path, writing } => {
@@ -270,6 +286,7 @@ impl Entry {
         for piece in pieces {
             match piece {
                 Piece::Literal(bytes) => heads.iter_mut().for_each(|head| head.extend_from_slice(bytes)),
+                Piece::Row(whole) => heads.iter_mut().for_each(|head| whole.write(row, head)),
                 Piece::Column { index, path, writing } => {
                     let values: Vec<Option<Cow<str>>> = match cell(row, *index) {
                         Cell::Text(text) => walk(writing.type_oid, text, path)
@@ -324,6 +341,8 @@ fn bind(
         match &placeholder.name {
             Name::Table => pieces.push(Piece::Literal(constant(&table.name, placeholder))),
             Name::Schema => pieces.push(Piece::Literal(constant(&table.schema, placeholder))),
+            // It needs all columns: see Entry::compile.
+            Name::Row => {}
             Name::Column(name, path) => {
                 let found = columns.iter().position(|column| column.name == *name);
                 let (index, column) = found.and_then(|at| Some((at, columns.get(at)?))).ok_or_else(|| name.clone())?;
