@@ -232,7 +232,6 @@ fn filled(name: &str, option: &impl Fn(&str) -> Option<String>) -> Result<Vec<u8
     }
     let (name, encoding) = match name.split_once('|') {
         Some((name, "rtc")) => (name, Encoding::Rtc),
-        Some((name, "magento")) => (name, Encoding::Magento),
         _ => (name, Encoding::Verbatim),
     };
     let mut out = Vec::new();

@@ -150,6 +150,32 @@ and the `guard`. `STAMP` and `HSTAMP` never lower a time; `MEMBERS` drops the re
 
 ";
 
+/// `tests/it/dialects.rs` runs them.
+const EXAMPLES: &str = "
+A set of pages under each tag, `app:tag:<tag>`, each page under `app:page:<member>`; other processes have an in-memory layer and listen:
+
+```yaml
+caches:
+  pages:
+    url: redis://127.0.0.1:6379/3
+    dialect: custom
+    absent: stale
+    commands: [\"MEMBERS app:tag:<tag> app:page:<member>\", \"PUBLISH app:stale <tag>\"]
+```
+
+Counters that a fragment carries along, where a missing one counts as 0, and every fragment carries the counter `all`:
+
+```yaml
+caches:
+  fragments:
+    url: redis://127.0.0.1:6379/3
+    dialect: custom
+    absent: valid
+    commands: [\"INCR app:counter:<tag>\"]
+    sweep: [\"TAGS all\"]
+```
+";
+
 fn markdown() -> String {
     let mut out = HEAD.to_owned();
     out.push_str(
@@ -174,6 +200,9 @@ fn markdown() -> String {
     for dialect in dialects::all() {
         out.push('\n');
         out.push_str(&section(dialect));
+        if dialect.name == dialects::CUSTOM {
+            out.push_str(EXAMPLES);
+        }
     }
     out.trim_end().to_owned()
 }

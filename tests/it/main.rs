@@ -10,6 +10,7 @@ mod clients;
 mod commands;
 mod crash;
 mod demo;
+mod dialects;
 mod endurance;
 mod gaps;
 mod grammar;

@@ -102,7 +102,7 @@ pub(super) const DIALECTS: [Dialect; 11] = [
         client: "Magento 2 and OpenMage with Cm_Cache_Backend_Redis",
         verified: Verified::Read("Cm_Cache_Backend_Redis of 2026-02"),
         options: &[Opt::text("id_prefix", None, "cache.frontend.*.id_prefix of env.php, such as `69d_`")],
-        steps: &["MEMBERS zc:ti:<id_prefix|magento><tag|magento> zc:k:<member> LINKS=keep"],
+        steps: &["MEMBERS zc:ti:<id_prefix><tag|magento> zc:k:<member> LINKS=keep"],
         note: "Its own garbage collection drops the links. The full-page cache in Varnish is not reached.",
         ..PHP
     },
