@@ -152,6 +152,27 @@ and the `guard`. `STAMP` and `HSTAMP` never lower a time; `MEMBERS` drops the re
 
 /// `tests/it/dialects.rs` runs them.
 const EXAMPLES: &str = "
+| `commands:` | |
+|---|---|
+| `UNLINK key` | the key is dropped |
+| `SET key value [XX] [EX seconds]` | with `<random>` in the value |
+| `STAMP key value [EX seconds]`, `HSTAMP key field value ... [EX seconds]` | with `<now_ms>` or `<now_s>` in the value; never lowered |
+| `INCR key` | |
+| `MEMBERS key record ... [ZSET] [LINKS=gone] [LIKE=pattern] [INDEX=head TAGS=head]` | the key is a set; `<member>` in the records. `LINKS=gone`: the client links before it stores; `keep`: it drops links itself. `INDEX` and `TAGS`: where a record lists its tags, and what stands before a tag of that list in its set's key |
+| `SCAN head` | records begin so |
+| `PUBLISH channel text` | |
+
+| `sweep:` | |
+|---|---|
+| `KEYS` | the tags' own keys: they are there whenever a record can be a hit |
+| `TAGS tag ...` | tags that every record has |
+| `INDEX hash` | field is a record, value a JSON list of its tags |
+| `RECORDS head [EXCEPT=text]` | keys that begin so are records |
+| `ENTRIES head record` | keys that begin so stand for a record, `<member>` for the rest of the key |
+| `NONE` | nothing finds them: `unknown:` of each rule must name tags |
+
+`<tag|md5>`, `<tag|xxh64>` and `<tag|json>` encode the tag; words are separated by spaces.
+
 A set of pages under each tag, `app:tag:<tag>`, each page under `app:page:<member>`; other processes have an in-memory layer and listen:
 
 ```yaml

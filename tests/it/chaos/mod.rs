@@ -1,9 +1,10 @@
 //! Chaos: writers, readers and faults at random; at the end, and at rests in between, every cached record is compared with the
 //! database by code that shares nothing with waltag. `scripts/chaos [seconds]` runs it.
 //!
-//! Four caches: `library` (the protocol of cache-dependencies: a tag without a key is stale), `versions` (a tag without a key is
-//! valid; versions are taken before the row is read), `standby` (records under plain keys, read from a lagging standby), and `ledger`,
-//! which nobody reads: each UNLINK there is a first pass, and each row version has a tag of its own, so what was sent is compared
+//! Six caches: `library` (the protocol of cache-dependencies: a tag without a key is stale), `versions` (a tag without a key is
+//! valid; versions are taken before the row is read), `standby` (records under plain keys, read from a lagging standby), `stamps` (that of
+//! the Next.js handlers: no key before the first invalidation, and a `guard`), `sets` (the keys of its records under each tag), and
+//! `ledger`, which nobody reads: each UNLINK there is a first pass, and each row version has a tag of its own, so what was sent is compared
 //! with what was owed.
 
 mod faults;
@@ -72,6 +73,8 @@ pub struct Urls {
     library: String,
     plain: String,
     versions: String,
+    stamps: String,
+    sets: String,
 }
 
 #[derive(Default)]
@@ -132,9 +135,11 @@ caches:
   library: {{ url: "{{redis}}/0", dialect: cache-dependencies, repeat: [1s] }}
   versions: {{ url: "{}", dialect: version, absent: valid, ttl: 1d, repeat: [], detach_after: 2s }}
   standby: {{ url: "{{redis}}/1", dialect: keys, repeat: [1s], replicas: ["{}"] }}
+  stamps: {{ url: "{{redis}}/2", dialect: nextjs, repeat: [1s], guard: 300ms }}
+  sets: {{ url: "{{redis}}/3", dialect: set, tag_prefix: "tag:", repeat: [1s] }}
   ledger: {{ url: "{}", dialect: keys, repeat: [] }}
 rules:
-  - {{ table: item, caches: [library, standby], tags: ["item:<id>", "cat:<cat>"] }}
+  - {{ table: item, caches: [library, standby, stamps, sets], tags: ["item:<id>", "cat:<cat>"] }}
   - {{ table: item, caches: [versions], unknown: ["all"], tags: ["item:<id>", "cat:<cat>"] }}
   - {{ tables: [item, bulk], caches: [ledger], tags: ["v:<val>"] }}
 "#,
@@ -149,6 +154,8 @@ rules:
             library: world.redis.url(0),
             plain: world.redis.url(1),
             versions: versions.url(0),
+            stamps: world.redis.url(2),
+            sets: world.redis.url(3),
         };
         Arc::new(Lab {
             world: Mutex::new(world),

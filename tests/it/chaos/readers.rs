@@ -26,6 +26,10 @@ enum Protocol {
     Versions,
     /// A key and nothing else; rows are read from the standby.
     Plain,
+    /// The Next.js handlers: a record has the time at which it was stored, and is stale if a tag's time is later.
+    Stamps,
+    /// A record is linked from the sets of its tags, after it was stored.
+    Sets,
 }
 
 /// A record with the versions of its tags.
@@ -36,7 +40,7 @@ struct Record {
 }
 
 pub fn all(lab: &Arc<Lab>) -> Vec<JoinHandle<()>> {
-    [Protocol::Library, Protocol::Versions, Protocol::Plain]
+    [Protocol::Library, Protocol::Versions, Protocol::Plain, Protocol::Stamps, Protocol::Sets]
         .map(|protocol| tokio::spawn(read(lab.clone(), protocol)))
         .into()
 }
@@ -47,6 +51,8 @@ async fn read(lab: Arc<Lab>, protocol: Protocol) {
         Protocol::Library => (&lab.urls.library, &lab.urls.primary),
         Protocol::Versions => (&lab.urls.versions, &lab.urls.primary),
         Protocol::Plain => (&lab.urls.plain, &lab.urls.standby),
+        Protocol::Stamps => (&lab.urls.stamps, &lab.urls.primary),
+        Protocol::Sets => (&lab.urls.sets, &lab.urls.primary),
     };
     loop {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -85,6 +91,16 @@ async fn look(protocol: Protocol, cache: &mut MultiplexedConnection, sql: &Clien
     match protocol {
         Protocol::Plain => redis::cmd("SET").arg(&name).arg(value).exec_async(cache).await?,
         Protocol::Versions => store(cache, &name, Record { value, tags: before }).await?,
+        Protocol::Stamps => {
+            let at = BTreeMap::from([("at".to_owned(), now().to_string())]);
+            store(cache, &name, Record { value, tags: at }).await?;
+            let tags = serde_json::to_string(&tags).unwrap();
+            redis::cmd("HSET").arg("__sharedTags__").arg(&name).arg(tags).exec_async(cache).await?;
+        }
+        Protocol::Sets => {
+            redis::cmd("SET").arg(&name).arg(value).exec_async(cache).await?;
+            redis::cmd("SADD").arg(format!("tag:{name}")).arg(&name).exec_async(cache).await?;
+        }
         Protocol::Library => {
             let mut tags = BTreeMap::new();
             let key = tag_key(&name);
@@ -104,6 +120,11 @@ async fn look(protocol: Protocol, cache: &mut MultiplexedConnection, sql: &Clien
     Ok(Some(false))
 }
 
+/// Milliseconds since 1970.
+fn now() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap().as_millis()
+}
+
 async fn store(cache: &mut MultiplexedConnection, name: &str, record: Record) -> RedisResult<()> {
     let text = serde_json::to_string(&record).unwrap();
     redis::cmd("SET").arg(format!("record:{name}")).arg(text).exec_async(cache).await
@@ -111,11 +132,16 @@ async fn store(cache: &mut MultiplexedConnection, name: &str, record: Record) ->
 
 /// The record, if its protocol takes it for fresh.
 async fn fresh(protocol: Protocol, cache: &mut MultiplexedConnection, name: &str) -> RedisResult<Option<String>> {
-    if protocol == Protocol::Plain {
+    if matches!(protocol, Protocol::Plain | Protocol::Sets) {
         return redis::cmd("GET").arg(name).query_async(cache).await;
     }
     let text: Option<String> = redis::cmd("GET").arg(format!("record:{name}")).query_async(cache).await?;
     let Some(record) = text.and_then(|text| serde_json::from_str::<Record>(&text).ok()) else { return Ok(None) };
+    if protocol == Protocol::Stamps {
+        let stamp: Option<u64> = redis::cmd("HGET").arg("__revalidated_tags__").arg(name).query_async(cache).await?;
+        let fresh = stamp.is_none_or(|stamp| record.tags["at"].parse::<u64>().unwrap() >= stamp);
+        return Ok(fresh.then_some(record.value));
+    }
     let tags: Vec<String> = record.tags.keys().cloned().collect();
     let now = versions(cache, &tags).await?;
     let gone = protocol == Protocol::Library && now.values().any(|version| version == "0");
@@ -147,7 +173,12 @@ async fn compute(sql: &Client, name: &str) -> Option<String> {
 /// Every record of every cache that would be taken for fresh and is not what the database says.
 pub async fn compare(urls: &Urls, sql: &Client, with_versions: bool) -> Vec<String> {
     let mut stale = Vec::new();
-    let mut caches = vec![(Protocol::Library, "library", &urls.library), (Protocol::Plain, "standby", &urls.plain)];
+    let mut caches = vec![
+        (Protocol::Library, "library", &urls.library),
+        (Protocol::Plain, "standby", &urls.plain),
+        (Protocol::Stamps, "stamps", &urls.stamps),
+        (Protocol::Sets, "sets", &urls.sets),
+    ];
     if with_versions {
         caches.push((Protocol::Versions, "versions", &urls.versions));
     }
