@@ -125,9 +125,10 @@ pub fn act(action: &Action, key: Vec<u8>, fill: &Fill) -> Option<Command> {
             arguments.extend(life.iter().flat_map(|life| [b"EX".to_vec(), number(*life)]));
             Command::new(arguments)
         }
-        Action::Stamp { unit, values, life } => {
+        Action::Stamp { unit, values, life, age } => {
             let mut arguments = script(&STAMP_HASH, key);
-            arguments.extend([number(unit.of(fill.now)), number(life * 1_000)]);
+            let oldest = if *age == 0 { 0 } else { unit.of(fill.now.saturating_sub(age * 1_000)) };
+            arguments.extend([number(unit.of(fill.now)), number(life * 1_000), number(oldest)]);
             arguments.extend(values.iter().map(|value| value.render(fill)));
             Command { arguments, scans: false, script: "stamp.lua: never lowered" }
         }

@@ -103,6 +103,13 @@ pub const PLAIN: Dialect = Dialect {
     note: "",
 };
 
+/// Of clients whose sets expire before their records.
+pub const RECORDS: Opt = Opt::text(
+    "records",
+    Some(""),
+    "how the keys of records begin: the client's sets expire before them, and a sweep would not find those",
+);
+
 /// Of most clients.
 pub const LATE: &str =
     "a reader that computes over the commit stores the old value: `repeat`, longer than the computation";
@@ -117,6 +124,11 @@ impl Dialect {
     /// Does its own `set()` look for locks?
     pub fn locks(&self) -> bool {
         self.name == "cache-dependencies"
+    }
+
+    /// Does it forget which records it has, and is not told how they begin?
+    pub fn forgets(&self) -> bool {
+        self.options.iter().any(|option| option.name == RECORDS.name && option.default == RECORDS.default)
     }
 
     /// May its records have any name?

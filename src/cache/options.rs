@@ -6,7 +6,7 @@ use redis::{ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
 
 use super::Cache;
 use super::choices::{self, Choice};
-use super::dialect::{Dialect, Verified};
+use super::dialect::{Dialect, RECORDS, Verified};
 use super::dialects;
 use super::reach::{Reach, Way};
 use super::step::{Action, Message, Step};
@@ -235,6 +235,12 @@ impl Reader<'_> {
     fn spoken(&mut self, dialect: &'static Dialect, what: &str) -> Option<(Vec<Step>, Reach)> {
         if dialect.name == dialects::CUSTOM {
             return self.custom();
+        }
+        if dialect.forgets() && self.fields.get(RECORDS.name).is_none() {
+            let message =
+                format!("{}'s sets expire before their records: TRUNCATE and a resync do not find those", dialect.name);
+            let help = "write how the keys of its records begin, `records: \"page:\"`, or `records: []`";
+            self.problems.push(self.fields.place.warning("reach", message).help(help));
         }
         let reported = self.problems.len();
         let mut choices = Vec::new();

@@ -6,7 +6,7 @@
 //! | `UNLINK key` | the key is dropped |
 //! | `SET key value [XX] [EX seconds]` | the key gets a value that was never used before |
 //! | `STAMP key value [EX seconds]` | a time, never lowered |
-//! | `HSTAMP key field value ... [EX seconds]` | the same in a hash; the first field holds the stamp |
+//! | `HSTAMP key field value ... [EX seconds] [AGE seconds]` | the same in a hash; the first field holds the stamp, and fields that are older than `AGE` go by and by |
 //! | `INCR key` | a counter goes up; it is never dropped |
 //! | `BUMP key` | the same of a number that PHP serialized |
 //! | `MEMBERS key record ...` | the key is a set of members: their records are dropped. Behind it `ZSET`; `LINKS=drop`, `gone` (only of records that were there) or `keep`; `LIKE=pattern` of Lua; `INDEX=head TAGS=head` where a record lists its tags |
@@ -48,6 +48,8 @@ pub enum Action {
         values: Vec<Formula>,
         /// Life in seconds; 0: for ever.
         life: u64,
+        /// Fields of a hash that are older than this many seconds go; 0: none.
+        age: u64,
     },
     /// INCR: never dropped, because absent may mean valid.
     Count,
@@ -132,13 +134,14 @@ impl Step {
         let formula = |text: &str| Formula::parse(text, option);
         let mut words = line.split(' ');
         let verb = words.next().unwrap_or_default();
-        let (mut places, mut life, mut flags) = (Vec::new(), None, Vec::new());
+        let (mut places, mut life, mut age, mut flags) = (Vec::new(), None, None, Vec::new());
         while let Some(word) = words.next() {
             match word {
-                "EX" => {
+                "EX" | "AGE" => {
                     let text = formula(words.next().unwrap_or_default())?.around().0.to_vec();
                     let seconds = String::from_utf8_lossy(&text).parse::<u64>();
-                    life = Some(seconds.map_err(|_| format!("`EX` of `{line}` is a number of seconds"))?);
+                    let seconds = seconds.map_err(|_| format!("`{word}` of `{line}` is a number of seconds"))?;
+                    *(if word == "EX" { &mut life } else { &mut age }) = Some(seconds);
                 }
                 "XX" | "ZSET" => flags.push((word, "")),
                 _ if word
@@ -160,7 +163,7 @@ impl Step {
             "STAMP" | "HSTAMP" => {
                 let values: Vec<Formula> = places.by_ref().collect();
                 let unit = values.iter().find_map(Formula::unit).ok_or_else(|| format!("`{line}` has no time"))?;
-                Action::Stamp { unit, values, life: life.unwrap_or_default() }
+                Action::Stamp { unit, values, life: life.unwrap_or_default(), age: age.unwrap_or_default() }
             }
             "INCR" => Action::Count,
             "BUMP" => Action::Bump,

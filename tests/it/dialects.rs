@@ -12,7 +12,7 @@ const SENT: &[(&str, &str, &str, &[&str])] = &[
     ("counter", "absent: stale", "t:<id>", &["INCR t:7"]),
     ("version", "absent: stale, ttl: 1h", "t:<id>", &["SET t:7 N XX EX 3600"]),
     ("version", "absent: valid, ttl: 1h, sweep: switch, switch: all", "t:<id>", &["SET t:7 N EX 3600"]),
-    ("stamp", "absent: stale, ttl: 1h, unit: s", "t:<id>", &["EVALSHA S 1 t:7 N 3600000 N"]),
+    ("stamp", "absent: stale, ttl: 1h, unit: s", "t:<id>", &["EVALSHA S 1 t:7 N 3600000 0 N"]),
     // Research: clients-php.md, section 2.
     ("drupal", "cache_prefix: d", "CategoryModel.pk:<id>", &["INCR d:cachetags:CategoryModel.pk:7"]),
     (
@@ -65,7 +65,7 @@ const SENT: &[(&str, &str, &str, &[&str])] = &[
         "instance: i, prefix: 'p:', serializer: newtonsoft",
         "c:<id>",
         &[
-            "EVALSHA S 1 iv2:p:__fc:t:c:7 N N data \"{\\\"v\\\":N,\\\"t\\\":N,\\\"l\\\":N}\" absexp N sldexp -1",
+            "EVALSHA S 1 iv2:p:__fc:t:c:7 N N 0 data \"{\\\"v\\\":N,\\\"t\\\":N,\\\"l\\\":N}\" absexp N sldexp -1",
             "PUBLISH FusionCache.Backplane:v2 B",
         ],
     ),
@@ -208,6 +208,23 @@ async fn stamps_never_go_back() {
     offline(&["invalidate", key], &text);
     let left: Vec<u8> = redis::cmd("GET").arg(key).query_async(&mut cache).await.unwrap();
     assert_eq!(left, pickle);
+}
+
+/// Nobody drops the fields of the Next.js handlers' hash but whoever writes them.
+#[tokio::test]
+async fn old_stamps_are_dropped_by_and_by() {
+    let world = World::new().await;
+    let mut cache = world.cache(0).await;
+    let fill = "for i = 1, 500 do redis.call('HSET', KEYS[1], 'old:' .. i, 1000 + i) end";
+    redis::cmd("EVAL").arg(fill).arg(1).arg("__revalidated_tags__").exec_async(&mut cache).await.unwrap();
+    let text =
+        format!("{{version: 1, caches: {{c: {{url: \"{}\", dialect: nextjs, max_age: 1d}}}}}}", world.redis.url(0));
+    let tags: Vec<String> = (0..500).map(|number| format!("new:{number}")).collect();
+    let arguments: Vec<&str> = ["invalidate"].into_iter().chain(tags.iter().map(String::as_str)).collect();
+    offline(&arguments, &text);
+    let fields: Vec<String> = redis::cmd("HKEYS").arg("__revalidated_tags__").query_async(&mut cache).await.unwrap();
+    let (old, new): (Vec<&String>, Vec<&String>) = fields.iter().partition(|field| field.starts_with("old:"));
+    assert!(old.len() < 250 && new.len() == 500, "{} old, {} new", old.len(), new.len());
 }
 
 /// A prefix stands for every key that begins so, and for none that only looks like it.

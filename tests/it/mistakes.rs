@@ -380,7 +380,11 @@ const ELSEWHERE: [&str; 13] = [
     "repeated-tag",
 ];
 /// Warnings: text and code.
-const WARNED: [(&str, &str); 3] = [
+const WARNED: [(&str, &str); 4] = [
+    (
+        "version: 1\ncaches: {c: {url: \"redis://h\", dialect: cashews}}\nrules: [{table: t, tags: [\"a:<id>\"]}]\n",
+        "reach",
+    ),
     (
         "version: 1\ncaches: {c: {url: \"redis://h\", dialect: keys}}\nrules: [{table: t, when: \"new.a == 1\", tags: [a]}]\n",
         "one-sided",

@@ -1,18 +1,27 @@
 //! Node's.
 
-use super::super::dialect::{Dialect, EARLY, Opt, PLAIN, STAMPED, Verified};
+use super::super::dialect::{Dialect, EARLY, Kind, Opt, PLAIN, STAMPED, Verified};
 
 const KEY_PREFIX: Opt =
     Opt::text("key_prefix", Some(""), "keyPrefix of the handler; several while two builds are live");
+
+/// Next.js keeps a record for 1.5 times its `revalidate`, or a year.
+const MAX_AGE: Opt = Opt {
+    name: "max_age",
+    kind: Kind::Seconds,
+    default: Some("365d"),
+    about: "the longest life of a record: what is older is forgotten by and by",
+    needed_if: None,
+};
 
 pub(super) const DIALECTS: [Dialect; 10] = [
     Dialect {
         name: "nextjs",
         client: "Next.js with the redis-strings handlers of @neshca/cache-handler or @fortedigital/nextjs-cache-handler",
         verified: Verified::Run("@neshca/cache-handler 1.9.0, @fortedigital/nextjs-cache-handler 3.3.0"),
-        options: &[KEY_PREFIX],
+        options: &[KEY_PREFIX, MAX_AGE],
         // Their readers compare every tag of an entry, so one field does what the library's revalidateTag scans the whole index for.
-        steps: &["HSTAMP <key_prefix>__revalidated_tags__ <tag> <now_ms>"],
+        steps: &["HSTAMP <key_prefix>__revalidated_tags__ <tag> <now_ms> AGE <max_age>"],
         sweep: &["INDEX <key_prefix>__sharedTags__"],
         races: STAMPED,
         note: "A whole path is the tag `_N_T_/path`. A sweep finds the tags that entries were stored with, not the paths that a fetch was \
@@ -23,10 +32,10 @@ pub(super) const DIALECTS: [Dialect; 10] = [
         name: "nextjs-turbo",
         client: "@trieb.work/nextjs-turbo-redis-cache: pages, fetches and `use cache`",
         verified: Verified::Run("@trieb.work/nextjs-turbo-redis-cache 1.18.0"),
-        options: &[KEY_PREFIX],
+        options: &[KEY_PREFIX, MAX_AGE],
         steps: &[
             "SCAN <tag>",
-            "HSTAMP <key_prefix>__cacheComponents_revalidated_tags__ <tag> <now_ms>",
+            "HSTAMP <key_prefix>__cacheComponents_revalidated_tags__ <tag> <now_ms> AGE <max_age>",
             "PUBLISH <key_prefix>:sync-channel:__cacheComponents_revalidated_tags__ {\"type\":\"insert\",\"key\":\"<tag|json>\",\"value\":<now_ms>}",
         ],
         sweep: &[
@@ -46,8 +55,9 @@ pub(super) const DIALECTS: [Dialect; 10] = [
         options: &[
             Opt::text("key_prefix", Some("nextjs:data-cache:"), "keyPrefix of the handler"),
             Opt::text("tag_prefix", Some("nextjs:tags:"), "its tagPrefix"),
+            MAX_AGE,
         ],
-        steps: &["HSTAMP <tag_prefix><tag> expired <now_ms>"],
+        steps: &["HSTAMP <tag_prefix><tag> expired <now_ms> EX <max_age>"],
         sweep: &["RECORDS <key_prefix>"],
         races: EARLY,
         ..PLAIN

@@ -1,6 +1,6 @@
 //! PHP's.
 
-use super::super::dialect::{Dialect, Kind, Opt, PLAIN, Texts, Verified};
+use super::super::dialect::{Dialect, Kind, Opt, PLAIN, RECORDS, Texts, Verified};
 use crate::rules::style::Style;
 
 const OPTION_PREFIX: Opt = Opt::text("option_prefix", Some(""), "Redis::OPT_PREFIX, Predis' prefix");
@@ -138,9 +138,10 @@ pub(super) const DIALECTS: [Dialect; 11] = [
         name: "nette",
         client: "Nette Caching with contributte/redis",
         verified: Verified::Read("contributte/redis 0.6.2"),
-        options: &[],
+        options: &[RECORDS],
         // The link is written before the record.
         steps: &["MEMBERS Contributte.Journal:<tag>:keys <member> LINKS=gone"],
+        sweep: &["KEYS", "[records!=] RECORDS <records>"],
         note: "The set of a tag gets the expiry of its last record: links of longer ones vanish, for the library as well.",
         ..PHP
     },

@@ -1,6 +1,6 @@
 //! Python's.
 
-use super::super::dialect::{Dialect, Kind, Opt, PLAIN, Texts, Verified};
+use super::super::dialect::{Dialect, Kind, Opt, PLAIN, RECORDS, Texts, Verified};
 use super::super::releases::Library;
 use crate::rules::style::Style;
 
@@ -47,8 +47,9 @@ pub(super) const DIALECTS: [Dialect; 7] = [
         name: "cashews",
         client: "cashews 7",
         verified: Verified::Run("cashews 7.6.0"),
-        options: &[Opt::text("client_side_prefix", Some(""), "`cashews:` with client_side=True")],
+        options: &[Opt::text("client_side_prefix", Some(""), "`cashews:` with client_side=True"), RECORDS],
         steps: &["MEMBERS _tag:<tag> <client_side_prefix><member>"],
+        sweep: &["KEYS", "[records!=] RECORDS <records>"],
         note: "The set of a tag gets the expiry of its last writer: a short record makes it forget longer ones, for the library as well. \
                Its own tag templates write True as `true` and None as nothing: use the filters, or `style: plain`.",
         ..PYTHON
