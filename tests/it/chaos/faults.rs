@@ -27,6 +27,7 @@ pub enum Fault {
     RedisRestarted,
     RedisFromACopy,
     Rewritten,
+    TooFarBehind,
 }
 
 /// None of these may make anything stale that did not change.
@@ -42,7 +43,7 @@ pub const HARMLESS: [Fault; 8] = [
 ];
 
 /// After each of these something may have been missed.
-pub const GAPS: [Fault; 8] = [
+pub const GAPS: [Fault; 9] = [
     Fault::SlotDropped,
     Fault::RedisEmptied,
     Fault::BackendKilled,
@@ -51,6 +52,7 @@ pub const GAPS: [Fault; 8] = [
     Fault::PublicationAltered,
     Fault::RedisFromACopy,
     Fault::Rewritten,
+    Fault::TooFarBehind,
 ];
 
 impl Fault {
@@ -72,6 +74,7 @@ impl Fault {
             Fault::RedisRestarted => "redis_restarted",
             Fault::RedisFromACopy => "redis_copy",
             Fault::Rewritten => "ddl",
+            Fault::TooFarBehind => "max_retained_wal",
         }
     }
 
@@ -79,7 +82,7 @@ impl Fault {
     pub fn owes(self) -> u32 {
         match self {
             // Every cache: nobody knows what was not sent.
-            Fault::SlotDropped | Fault::BackendKilled | Fault::PublicationRecreated => 6,
+            Fault::SlotDropped | Fault::BackendKilled | Fault::PublicationRecreated | Fault::TooFarBehind => 6,
             // Every cache has templates of the table.
             Fault::PublicationAltered | Fault::Rewritten => 6,
             // Those of that Redis.
@@ -195,6 +198,18 @@ impl Lab {
                 let mut cache = connect(&self.urls.library).await.unwrap();
                 let size: u64 = redis::cmd("DBSIZE").query_async(&mut cache).await.unwrap();
                 assert!(size > 0, "the copy was loaded");
+            }
+            Fault::TooFarBehind => {
+                // Four caches do not answer, and 100 MB of somebody else's pass by.
+                let pid = self.world.lock().await.redis.pid().unwrap();
+                let said = self.said("more than --max-retained-wal allows").await;
+                signal(pid, "STOP");
+                execute("SELECT count(pg_logical_emit_message(false, 'chaos', repeat('x', 1000000))) FROM generate_series(1, 100)").await;
+                until_within(LIMIT, "it lets go of the slot", || async {
+                    self.said("more than --max-retained-wal allows").await > said
+                })
+                .await;
+                signal(pid, "CONT");
             }
             Fault::Rewritten => {
                 // A TRUNCATE before the catalog is looked at would sweep what the resync is for.

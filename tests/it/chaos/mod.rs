@@ -276,7 +276,10 @@ rules:
 
     async fn start_daemon(&self) {
         let world = self.world.lock().await;
-        let daemon = world.start_at("waltag=info", &mut world.waltag("waltag", &["run", "--lock-timeout", "500ms"]));
+        let daemon = world.start_at(
+            "waltag=info",
+            &mut world.waltag("waltag", &["run", "--lock-timeout", "500ms", "--max-retained-wal", "64MiB"]),
+        );
         *self.daemon.lock().await = Some(daemon);
     }
 
