@@ -2,8 +2,9 @@
 //! both live for a while.
 
 use super::dialect::Dialect;
+use super::formula::Formula;
 use super::reach::Reach;
-use super::step::{Step, conditions};
+use super::step::{Action, Step, conditions};
 
 /// More combinations than this are a mistake.
 const MOST: usize = 256;
@@ -49,6 +50,11 @@ pub(super) fn lines<'a>(
             reach.take(line, &option)?;
         }
     }
+    // A counter that is dropped is 0, and what was stored under 0 comes back: where old and new releases share a key, counting is
+    // enough for both.
+    let bumped: Vec<Formula> =
+        all.iter().filter(|step| step.action == Action::Bump).map(|step| step.key.clone()).collect();
+    all.retain(|step| step.action != Action::Unlink || !bumped.contains(&step.key));
     Ok((all, reach))
 }
 

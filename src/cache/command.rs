@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use rand::RngExt;
 use redis::Script;
 
-use super::formula::{Fill, Formula};
+use super::formula::{Fill, Formula, NOTHING};
 use super::step::{Action, BUMP, MEMBERS, Members, ROWS, STAMP, Step};
 use super::{Cache, released};
 
@@ -24,15 +24,28 @@ static MEMBERS_HASH: LazyLock<String> = LazyLock::new(|| Script::new(MEMBERS).ge
 #[derive(Clone)]
 pub struct Command {
     arguments: Vec<Vec<u8>>,
-    /// It goes on from the cursor that it returns.
-    scans: bool,
+    next: Next,
     /// For people.
     script: &'static str,
 }
 
+/// What an answer leaves to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Nothing,
+    /// It goes on from the cursor that it returns.
+    Cursor,
+    /// It returns sets that are too large for one script.
+    Sets,
+}
+
 impl Command {
     fn new(arguments: Vec<Vec<u8>>) -> Command {
-        Command { arguments, scans: false, script: "" }
+        Command { arguments, next: Next::Nothing, script: "" }
+    }
+
+    fn script(arguments: Vec<Vec<u8>>, script: &'static str) -> Command {
+        Command { script, ..Command::new(arguments) }
     }
 
     /// For Redis.
@@ -45,13 +58,26 @@ impl Command {
     }
 
     /// What is left to do after its answer.
-    pub fn after(mut self, answer: &redis::Value) -> Option<Command> {
-        let cursor: Vec<u8> = redis::from_redis_value_ref(answer).ok().filter(|_| self.scans)?;
-        if cursor == b"0" {
-            return None;
+    pub fn after(mut self, answer: &redis::Value) -> Vec<Command> {
+        match self.next {
+            Next::Nothing => Vec::new(),
+            Next::Cursor => {
+                let cursor: Vec<u8> = redis::from_redis_value_ref(answer).unwrap_or_default();
+                let done = cursor.is_empty() || cursor == b"0";
+                if let (false, Some(place)) = (done, self.arguments.get_mut(CURSOR)) {
+                    *place = cursor;
+                    return vec![self];
+                }
+                Vec::new()
+            }
+            Next::Sets => {
+                let sets: Vec<Vec<u8>> = redis::from_redis_value_ref(answer).unwrap_or_default();
+                let member = Formula::member();
+                let members =
+                    Members { sorted: false, records: vec![member], links: "drop", like: String::new(), index: None };
+                sets.into_iter().map(|set| members_of(&members, set, &NOTHING)).collect()
+            }
         }
-        *self.arguments.get_mut(CURSOR)? = cursor;
-        Some(self)
     }
 }
 
@@ -79,6 +105,7 @@ impl std::fmt::Display for Command {
 pub struct Draw {
     random: u64,
     now: u64,
+    guard: u64,
 }
 
 impl Draw {
@@ -87,12 +114,13 @@ impl Draw {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // A client that compares with `<` would take a record of the same millisecond for newer.
         let now = since + cache.guard + Duration::from_millis(1);
-        Draw { random: rand::rng().random::<u64>() >> 1, now: now.as_millis() as u64 }
+        let guard = cache.guard.as_millis() as u64;
+        Draw { random: rand::rng().random::<u64>() >> 1, now: now.as_millis() as u64, guard }
     }
 
     /// With a tag.
     pub fn fill<'a>(&self, tag: &'a [u8]) -> Fill<'a> {
-        Fill { tag, member: b"", random: self.random, now: self.now }
+        Fill { tag, member: b"", random: self.random, now: self.now, guard: self.guard }
     }
 }
 
@@ -127,24 +155,26 @@ pub fn act(action: &Action, key: Vec<u8>, fill: &Fill) -> Option<Command> {
         }
         Action::Stamp { unit, values, life, age } => {
             let mut arguments = script(&STAMP_HASH, key);
-            let oldest = if *age == 0 { 0 } else { unit.of(fill.now.saturating_sub(age * 1_000)) };
-            arguments.extend([number(unit.of(fill.now)), number(life * 1_000), number(oldest)]);
+            // A stamp in the future must not be gone before its time.
+            let life = if *life == 0 { 0 } else { life.saturating_mul(1_000).saturating_add(fill.guard + 1_000) };
+            let oldest = if *age == 0 { 0 } else { unit.of(fill.now.saturating_sub(age.saturating_mul(1_000))) };
+            arguments.extend([number(unit.of(fill.now)), number(life), number(oldest)]);
             arguments.extend(values.iter().map(|value| value.render(fill)));
-            Command { arguments, scans: false, script: "stamp.lua: never lowered" }
+            Command::script(arguments, "stamp.lua: never lowered")
         }
         Action::Count => Command::new(vec![b"INCR".to_vec(), key]),
         Action::Bump => {
             let arguments = script(&BUMP_HASH, key);
-            Command { arguments, scans: false, script: "bump.lua: one more, serialized" }
+            Command::script(arguments, "bump.lua: one more, serialized")
         }
         Action::Members(members) => members_of(members, key, fill),
         Action::Publish(message) => Command::new(vec![b"PUBLISH".to_vec(), key, message.render(fill)]),
         Action::Rows { texts } => {
-            let space = fill.tag.iter().position(|byte| *byte == b' ')?;
+            let space = fill.tag.windows(3).position(|three| three == b" {\"")?;
             let (table, row) = (fill.tag.get(..space)?, fill.tag.get(space + 1..)?);
             let mut arguments = script(&ROWS_HASH, [key.as_slice(), b"schemes:", table].concat());
             arguments.extend([key, table.to_vec(), row.to_vec(), if *texts { b"1" } else { b"0" }.to_vec()]);
-            Command { arguments, scans: false, script: "rows.lua: the conditions that it meets" }
+            Command { next: Next::Sets, ..Command::script(arguments, "rows.lua: the conditions that it meets") }
         }
         Action::Scan => return None,
     })
@@ -166,5 +196,8 @@ fn members_of(members: &Members, key: Vec<u8>, fill: &Fill) -> Command {
         let (head, _, tail) = record.around();
         arguments.extend([head.to_vec(), tail.to_vec()]);
     }
-    Command { arguments, scans: true, script: "members.lua: the records of its members, slice by slice" }
+    Command {
+        next: Next::Cursor,
+        ..Command::script(arguments, "members.lua: the records of its members, slice by slice")
+    }
 }

@@ -51,10 +51,14 @@ impl Error {
             (_, "NOPERM") if said.contains("one of the keys") => (Kind::Futile, said),
             (_, "NOPERM") => (Kind::Refused, format!("{said}; the ACL user needs {PERMISSIONS}")),
             (_, "WRONGTYPE" | "CROSSSLOT") => (Kind::Futile, said),
-            // A command within a script: 7.0 wraps it.
-            (_, "ERR") if said.contains("ACL failure in script") => {
+            // A command within a script: each version wraps it in its own way, 6.2 the error itself.
+            (_, "ERR") if said.contains("ACL failure in script") || said.contains("can't run this command") => {
                 (Kind::Refused, format!("{said}; the ACL user needs {PERMISSIONS}"))
             }
+            (_, "ERR") if said.contains("-OOM") => {
+                (Kind::Away, format!("Redis is full ({said}); raise maxmemory or set an eviction policy"))
+            }
+            (_, "ERR") if WRAPPED.iter().any(|code| said.contains(code)) => (Kind::Away, said),
             (_, "ERR") if said.contains("unknown command") => {
                 (Kind::Refused, format!("{said}; Redis 6.2 or later is needed, with {PERMISSIONS}"))
             }
@@ -105,7 +109,10 @@ fn certificate(said: &str) -> String {
 }
 
 /// ACL rules that the daemon needs for the dialects it speaks.
-pub const PERMISSIONS: &str = "+hello +auth +ping +select +hmget +hset +hdel +time +eval +evalsha +script|load +unlink +set +scan on its keys and ~waltag:*";
+pub const PERMISSIONS: &str = "+hello +auth +ping +select +hmget +hset +hdel +time +eval +evalsha +script|load +unlink +set +scan on its keys and ~waltag:*; dialects with times, counters, sets or a bus also +get +hget +hrandfield +hscan +pttl +pexpire +incr +smembers +sscan +zscan +srem +zrem +publish and &its channels";
+
+/// What passes by itself, within the error of a script.
+const WRAPPED: [&str; 6] = ["-READONLY", "-MISCONF", "-NOREPLICAS", "-LOADING", "-MASTERDOWN", "-CLUSTERDOWN"];
 
 /// The server's own words; redis-rs puts its category in front of them.
 fn said(error: &RedisError) -> String {
@@ -129,4 +136,33 @@ pub async fn open(cache: &Cache) -> Result<MultiplexedConnection, Error> {
         redis::cmd("SCRIPT").arg("LOAD").arg(script).exec_async(&mut connection).await.map_err(failed)?;
     }
     Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::Rules;
+    use crate::rules::expand::Surroundings;
+
+    /// Redis 6.2 puts what happened into an error of its own: taken for a command that never works, stamps were lost.
+    #[test]
+    fn errors_within_a_script() {
+        let text = "{version: 1, caches: {c: {url: 'redis://h', dialect: keys}}}";
+        let rules = Rules::parse(vec![("r.yaml".into(), text.into())], &Surroundings::new(&|_| None, None)).unwrap();
+        let kind = |said: &str| match redis::parse_redis_value(format!("-{said}\r\n").as_bytes()) {
+            Ok(redis::Value::ServerError(error)) => Error::reply(&rules.caches[0], error).kind,
+            other => panic!("{other:?}"),
+        };
+        let wrapped =
+            |code: &str| format!("ERR Error running script (call to f_0): @user_script:1: @user_script: 1: -{code} x");
+        for code in ["OOM", "READONLY", "NOREPLICAS", "MISCONF"] {
+            assert_eq!(kind(&wrapped(code)), Kind::Away, "{code}");
+        }
+        assert_eq!(
+            kind("ERR The user executing the script can't run this command or subcommand script: f_0"),
+            Kind::Refused
+        );
+        assert_eq!(kind(&wrapped("WRONGTYPE")), Kind::Futile);
+        assert_eq!(kind("NOSCRIPT No matching script."), Kind::Away);
+    }
 }

@@ -155,9 +155,8 @@ impl Coverage {
             News::Table => ("catalog", format!("the table behind {list} was replaced, rewritten or published anew")),
             _ => ("rules", format!("the rules cover {list} from now on")),
         };
-        let patterns: HashSet<_> = new.iter().flat_map(|(template, _)| &template.keys.patterns).collect();
-        let tags: HashSet<_> = new.iter().flat_map(|(template, _)| &template.keys.tags).collect();
-        let (patterns, tags) = (patterns.into_iter().cloned().collect(), tags.into_iter().cloned().collect());
+        let patterns = new.iter().flat_map(|(template, _)| template.keys.patterns.iter().cloned()).collect();
+        let tags = new.iter().flat_map(|(template, _)| template.keys.tags.iter().cloned()).collect();
         let keys = Keys { patterns, tags };
         Some(Gap { code, sentence, scope: Scope::Some(keys) })
     }

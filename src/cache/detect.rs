@@ -18,6 +18,8 @@ const KEYS: u64 = 200_000;
 const LIMIT: Duration = Duration::from_secs(5);
 /// Keys per SCAN.
 const COUNT: u32 = 1_000;
+/// Sets of options of one formula: more are no options but parts of other people's keys.
+const VARIANTS: usize = 20;
 /// A formula with less text of its own would match anything.
 const LEAST: usize = 5;
 
@@ -60,15 +62,26 @@ pub async fn sample(connection: &mut MultiplexedConnection) -> redis::RedisResul
     let size: u64 = redis::cmd("DBSIZE").query_async(connection).await?;
     let (mut cursor, mut seen) = (0_u64, 0);
     let mut found: BTreeMap<(usize, Vec<(String, String)>), u64> = BTreeMap::new();
-    loop {
+    let mut variants = vec![0; signs.len()];
+    'all: loop {
         let mut scan = redis::cmd("SCAN");
         let (next, keys): (u64, Vec<Vec<u8>>) =
             scan.arg(cursor).arg("COUNT").arg(COUNT).query_async(connection).await?;
         for key in &keys {
             for (index, sign) in signs.iter().enumerate() {
+                if begin.elapsed() > LIMIT {
+                    break 'all;
+                }
                 let Some(options) = sign.read(key) else { continue };
+                let known = found.contains_key(&(index, options.clone()));
+                if let (false, Some(count)) = (known, variants.get_mut(index)) {
+                    *count += 1;
+                    if *count > VARIANTS {
+                        continue;
+                    }
+                }
                 // What only looks like it is of another type.
-                if let (Some(kind), false) = (sign.kind, found.contains_key(&(index, options.clone()))) {
+                if let (Some(kind), false) = (sign.kind, known) {
                     let there: String = redis::cmd("TYPE").arg(key).query_async(connection).await?;
                     if there != kind {
                         continue;
@@ -79,13 +92,17 @@ pub async fn sample(connection: &mut MultiplexedConnection) -> redis::RedisResul
         }
         seen += keys.len() as u64;
         cursor = next;
-        if cursor == 0 || seen >= KEYS || begin.elapsed() > LIMIT {
+        if cursor == 0 || seen >= KEYS {
             break;
         }
     }
     let mut list: Vec<Found> = Vec::new();
     for ((index, options), keys) in found {
-        let Some(sign) = signs.get(index) else { continue };
+        // What has as many prefixes as keys belongs to somebody else.
+        let Some(sign) = signs.get(index).filter(|_| variants.get(index).is_some_and(|count| *count <= VARIANTS))
+        else {
+            continue;
+        };
         let own = Found { dialect: sign.dialect.name, options, keys, formula: sign.formula.clone() };
         // Two formulas of one client with the same options are one finding.
         match list.iter_mut().find(|known| known.dialect == own.dialect && known.options == own.options) {

@@ -21,6 +21,8 @@ pub struct Dialect {
     pub steps: &'static [&'static str],
     /// What finds the records, or the tags, that cannot be listed ([`super::reach`]).
     pub sweep: &'static [&'static str],
+    /// It compares times, and takes one in the future as it is.
+    pub future: bool,
     /// Which texts can be a tag of it.
     pub tags: Texts,
     /// Which races it leaves open, and what closes them.
@@ -98,6 +100,7 @@ pub const PLAIN: Dialect = Dialect {
     options: &[],
     steps: &[],
     sweep: &["KEYS"],
+    future: true,
     tags: Texts::Any,
     races: LATE,
     note: "",
@@ -172,8 +175,10 @@ impl Kind {
             Kind::Text => Ok((text.to_owned(), text.to_owned())),
             Kind::Word(words) if words.contains(&text) => Ok((text.to_owned(), text.to_owned())),
             Kind::Word(words) => Err((format!("`{name}` cannot be `{text}`"), words.to_vec())),
+            Kind::Seconds if text.is_empty() => Ok(Default::default()),
             Kind::Seconds => match crate::quantity::duration(text) {
-                Ok(time) if time.as_secs() >= 1 => Ok((text.to_owned(), time.as_secs().to_string())),
+                // Rounded up: a tag must not be gone before its time.
+                Ok(time) if time.as_secs() >= 1 => Ok((text.to_owned(), time.as_secs_f64().ceil().to_string())),
                 Ok(_) => Err((format!("`{name}` is at least 1s"), Vec::new())),
                 Err(sentence) => Err((sentence, Vec::new())),
             },
@@ -187,7 +192,10 @@ impl Kind {
             },
             Kind::Symfony => match releases::symfony(text) {
                 Some((first, infix)) => Ok((first.to_owned(), infix.to_owned())),
-                None => Err((format!("`{text}` is not a release of Symfony, such as 6.4"), Vec::new())),
+                None => Err((
+                    format!("`{text}` is not a release of Symfony's cache: 4.3 or later, such as 6.4"),
+                    Vec::new(),
+                )),
             },
         }
     }

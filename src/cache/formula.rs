@@ -77,10 +77,12 @@ pub struct Fill<'a> {
     pub random: u64,
     /// Milliseconds since 1970, guard included.
     pub now: u64,
+    /// How much of that is the guard.
+    pub guard: u64,
 }
 
 /// For texts without holes.
-pub const NOTHING: Fill = Fill { tag: b"", member: b"", random: 0, now: 0 };
+pub const NOTHING: Fill = Fill { tag: b"", member: b"", random: 0, now: 0, guard: 0 };
 
 impl<'a> Fill<'a> {
     /// The same with a tag.
@@ -127,6 +129,11 @@ impl Formula {
         Ok(Formula(parts))
     }
 
+    /// A member itself.
+    pub fn member() -> Formula {
+        Formula(vec![Part::Hole(Hole::Member)])
+    }
+
     /// The tag itself.
     pub fn tag() -> Formula {
         Formula(vec![Part::Hole(Hole::Tag(Encoding::Verbatim))])
@@ -142,7 +149,9 @@ impl Formula {
                 Part::Hole(Hole::Member) => out.extend_from_slice(fill.member),
                 Part::Hole(Hole::Random) => out.extend(fill.random.to_string().bytes()),
                 Part::Hole(Hole::MemberJson) => Encoding::Json.write(fill.member, &mut out),
-                Part::Hole(Hole::Now(unit, later)) => out.extend((unit.of(fill.now) + later).to_string().bytes()),
+                Part::Hole(Hole::Now(unit, later)) => {
+                    out.extend(unit.of(fill.now).saturating_add(*later).to_string().bytes())
+                }
             }
         }
         out
@@ -181,7 +190,17 @@ impl Formula {
 
     /// Does a tag change what comes out?
     pub fn has_tag(&self) -> bool {
-        self.0.iter().any(|part| matches!(part, Part::Hole(Hole::Tag(_))))
+        self.tags() > 0
+    }
+
+    /// How often the tag stands in it.
+    pub fn tags(&self) -> usize {
+        self.0.iter().filter(|part| matches!(part, Part::Hole(Hole::Tag(_)))).count()
+    }
+
+    /// Is it never the same twice?
+    pub fn is_random(&self) -> bool {
+        self.0.contains(&Part::Hole(Hole::Random))
     }
 
     /// The unit of the time in it, if there is one.
@@ -245,7 +264,7 @@ impl Unit {
         match self {
             Unit::Milliseconds => now,
             Unit::Seconds => now.div_ceil(1_000),
-            Unit::Ticks => now * 10_000 + 621_355_968_000_000_000,
+            Unit::Ticks => now.saturating_mul(10_000).saturating_add(621_355_968_000_000_000),
         }
     }
 }
@@ -280,7 +299,8 @@ impl Encoding {
             }
             Encoding::Json => {
                 let text = serde_json::Value::from(String::from_utf8_lossy(tag)).to_string();
-                out.extend_from_slice(text.trim_matches('"').as_bytes());
+                let quoted = text.len().saturating_sub(1);
+                out.extend_from_slice(text.as_bytes().get(1..quoted).unwrap_or_default());
             }
         }
     }
@@ -354,7 +374,7 @@ mod tests {
             "yii" => Some("myapp".to_owned()),
             _ => None,
         };
-        let fill = Fill { tag: tag.as_bytes(), member: b"m", random: 7, now: 1_000_001 };
+        let fill = Fill { tag: tag.as_bytes(), member: b"m", random: 7, now: 1_000_001, guard: 0 };
         String::from_utf8(Formula::parse(formula, &option).unwrap().render(&fill)).unwrap()
     }
 
@@ -377,7 +397,7 @@ mod tests {
     fn holes_and_options() {
         assert_eq!(key("<p:>x<none:>y", ""), "app:xy");
         assert_eq!(key("{\"a\":<random>,\"b\":<now_ms>,\"c\":<now_s>}<<", ""), "{\"a\":7,\"b\":1000001,\"c\":1001}<");
-        assert_eq!(key("\"<tag|json>\"", "a\"b"), "\"a\\\"b\"");
+        assert_eq!(key("\"<tag|json>\"", "a\"b\""), "\"a\\\"b\\\"\"");
         assert_eq!(Unit::Ticks.of(0), 621_355_968_000_000_000);
         for wrong in ["<nothing>", "<p", "<tag|what>"] {
             assert!(Formula::parse(wrong, &|_| None).is_err(), "{wrong}");

@@ -1,6 +1,6 @@
 //! Why changes may have been missed, and how much of a cache that concerns.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use super::pattern::Pattern;
 
@@ -24,35 +24,24 @@ pub enum Scope {
     Some(Keys),
 }
 
+/// More patterns than this are looked for as everything: each key of a Redis is compared with them, and they stay in memory until their
+/// last pass.
+const MOST: usize = 4_096;
+
 /// Keys that a sweep is for, and tags that stand for more.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Keys {
     /// Keys to look for.
-    pub patterns: Vec<Pattern>,
+    pub patterns: BTreeSet<Pattern>,
     /// Tags to send.
-    pub tags: Vec<Vec<u8>>,
+    pub tags: BTreeSet<Vec<u8>>,
 }
 
 impl Keys {
     /// Adds what is not there yet.
-    pub fn extend(&mut self, more: &Keys) {
-        // One row at a time adds one or two.
-        if more.patterns.len() + more.tags.len() < 8 {
-            for pattern in &more.patterns {
-                if !self.patterns.contains(pattern) {
-                    self.patterns.push(pattern.clone());
-                }
-            }
-            for tag in &more.tags {
-                if !self.tags.contains(tag) {
-                    self.tags.push(tag.clone());
-                }
-            }
-            return;
-        }
-        let patterns: HashSet<&Pattern> = self.patterns.iter().chain(&more.patterns).collect();
-        let tags: HashSet<&Vec<u8>> = self.tags.iter().chain(&more.tags).collect();
-        *self = Keys { patterns: patterns.into_iter().cloned().collect(), tags: tags.into_iter().cloned().collect() };
+    pub fn extend(&mut self, more: Keys) {
+        self.patterns.extend(more.patterns);
+        self.tags.extend(more.tags);
     }
 }
 
@@ -70,12 +59,20 @@ impl std::fmt::Display for Gap {
 }
 
 impl Scope {
+    /// The same, or everything if that is less work.
+    pub fn bounded(self) -> Scope {
+        match self {
+            Scope::Some(keys) if keys.patterns.len() > MOST => Scope::Everything,
+            scope => scope,
+        }
+    }
+
     /// This one and another.
     pub fn and(self, other: Scope) -> Scope {
         match (self, other) {
             (Scope::Some(mut own), Scope::Some(others)) => {
-                own.extend(&others);
-                Scope::Some(own)
+                own.extend(others);
+                Scope::Some(own).bounded()
             }
             _ => Scope::Everything,
         }

@@ -228,7 +228,7 @@ impl Lane {
         }
         if self.cache.is_scanned() {
             let patterns = tags.iter().flat_map(|tag| Pattern::of_tag(&self.cache, tag)).collect();
-            self.sweep(Scope::Some(Keys { patterns, tags: Vec::new() }), floor);
+            self.sweep(Scope::Some(Keys { patterns, ..Keys::default() }).bounded(), floor);
         }
         self.next.add(tags, floor, committed);
     }

@@ -9,7 +9,7 @@ use super::choices::{self, Choice};
 use super::dialect::{Dialect, RECORDS, Verified};
 use super::dialects;
 use super::reach::{Reach, Way};
-use super::step::{Action, Message, Step};
+use super::step::{Action, Step};
 use crate::quantity;
 use crate::rules::diagnostic::{Diagnostic, Place, Severity};
 use crate::rules::expand::{Surroundings, expand};
@@ -71,7 +71,7 @@ impl Cache {
         let repeat = reader.repeat();
         let replicas = reader.replicas();
         let fence = spoken.as_ref().and_then(|(steps, _)| reader.fence(steps, &repeat));
-        let guard = spoken.as_ref().and_then(|(steps, _)| reader.guard(steps, &repeat)).unwrap_or_default();
+        let guard = spoken.as_ref().and_then(|(steps, _)| reader.guard(dialect, steps, &repeat)).unwrap_or_default();
         let detach_after = reader.seconds("detach_after").map_or(DEFAULT_DETACH, Duration::from_secs);
         if problems.iter().skip(reported).any(|problem| problem.severity == Severity::Error) {
             return None;
@@ -254,11 +254,13 @@ impl Reader<'_> {
                 }
                 given.extend(others);
             }
-            if given.is_empty() {
+            if given.is_empty() && self.fields.get(option.name).is_some() && option.name != RECORDS.name {
+                let message = format!("`{}` needs a value", option.name);
+                self.problems.push(self.fields.place.error("option", message));
+            } else if given.is_empty() {
                 match option.default {
                     Some(default) => given.push((self.fields.place.clone(), default.to_owned())),
-                    // An empty list is a value.
-                    None if self.fields.get(option.name).is_none() && option.is_needed(&choices) => {
+                    None if option.is_needed(&choices) => {
                         self.fields.require(option.name, what, self.problems);
                     }
                     None => {}
@@ -281,17 +283,24 @@ impl Reader<'_> {
         }
         let place = self.fields.place.clone();
         match choices::instantiate(dialect, &choices) {
-            Ok((_, reach)) if reach.ways.iter().any(|way| matches!(way, Way::Records { head, .. } | Way::Entries { head, .. } if head.is_empty() && !dialect.is_open())) => {
-                let message = "without a prefix of its own a sweep would drop every key of this Redis";
-                self.problems.push(place.error("option", message).help("give the cache a prefix, in the application and here"));
-                None
-            }
-            Ok(spoken) => Some(spoken),
+            Ok((steps, reach)) => self.own_records(&reach, dialect.is_open()).then_some((steps, reach)),
             Err(sentence) => {
                 self.problems.push(place.error("option", sentence));
                 None
             }
         }
+    }
+
+    /// A sweep must not drop what is not the cache's.
+    fn own_records(&mut self, reach: &Reach, open: bool) -> bool {
+        let any = |way: &Way| matches!(way, Way::Records { head, .. } | Way::Entries { head, .. } if head.is_empty());
+        if open || !reach.ways.iter().any(any) {
+            return true;
+        }
+        let problem =
+            self.fields.place.error("option", "without a prefix of its own a sweep would drop every key of this Redis");
+        self.problems.push(problem.help("give the cache a prefix, in the application and here"));
+        false
     }
 
     /// `custom`: the lines of a dialect, in the rule file.
@@ -328,7 +337,8 @@ impl Reader<'_> {
                 self.problems.push(place.error("option", sentence));
             }
         }
-        Some((steps, reach))
+        let open = steps.iter().any(|step| step.action == Action::Scan);
+        self.own_records(&reach, open).then_some((steps, reach))
     }
 
     /// `[1s]` when nothing is said: it heals what a reader stores that was computing during the first pass.
@@ -373,12 +383,13 @@ impl Reader<'_> {
     }
 
     /// How far stamps are in the future.
-    fn guard(&mut self, steps: &[Step], repeat: &[Duration]) -> Option<Duration> {
+    fn guard(&mut self, dialect: &Dialect, steps: &[Step], repeat: &[Duration]) -> Option<Duration> {
         let stamps = steps.iter().any(|step| matches!(step.action, Action::Stamp { .. }));
-        let waits = steps.iter().any(|step| matches!(step.action, Action::Publish(Message::FusionCache(_))));
         self.hiding("guard", repeat, |delay| match delay {
             _ if !stamps => Some("`guard` is for clients that compare times, and this one does not"),
-            _ if waits => Some("this client ignores a time in the future until it has come: `repeat` alone"),
+            _ if !dialect.future => {
+                Some("this client takes a time in the future for now, or waits until it has come: `repeat` alone")
+            }
             _ => None,
         })
     }

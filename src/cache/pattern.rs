@@ -3,6 +3,8 @@
 //! A glob narrows what SCAN returns; what it returns is matched here again, by the template's literals and the types of its
 //! columns, so that `user:<id>` never touches `user:15:session`.
 
+use std::collections::{BTreeSet, HashSet};
+
 use tokio_postgres::types::Type;
 
 use super::Cache;
@@ -16,10 +18,10 @@ use crate::rules::tables::TableName;
 use crate::rules::template::{Name, Piece, Placeholder, Template};
 
 /// The keys of one template, or of one hashed prefix.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pattern(Vec<Part>);
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Part {
     Literal(Vec<u8>),
     /// An integer as PostgreSQL writes it.
@@ -54,6 +56,10 @@ impl Pattern {
 
     /// What a sweep looks for in place of a tag that has no key.
     pub fn of_tag(cache: &Cache, tag: &[u8]) -> Vec<Pattern> {
+        // An empty text would be every key.
+        if tag.is_empty() {
+            return Vec::new();
+        }
         let scans = cache.steps.iter().filter(|step| step.action == Action::Scan);
         let listed = cache.reach.ways.iter().any(|way| matches!(way, Way::Index { .. }));
         let pattern = |step: &Step| {
@@ -108,8 +114,42 @@ impl Pattern {
     }
 }
 
+/// Patterns together: thousands of plain heads and texts cost a look-up, not a comparison each.
+pub struct Matcher<'a> {
+    /// Texts that a key begins with; none begins with another.
+    heads: BTreeSet<&'a [u8]>,
+    texts: HashSet<&'a [u8]>,
+    others: Vec<&'a Pattern>,
+}
+
+impl<'a> Matcher<'a> {
+    /// Of these.
+    pub fn new(patterns: &'a BTreeSet<Pattern>) -> Matcher<'a> {
+        let mut matcher = Matcher { heads: BTreeSet::new(), texts: HashSet::new(), others: Vec::new() };
+        for pattern in patterns {
+            match pattern.0.as_slice() {
+                [Part::Literal(text)] => drop(matcher.texts.insert(text)),
+                // In their order a head comes before those that begin with it.
+                [Part::Literal(head), Part::Text(0)] if !matcher.starts(head) => drop(matcher.heads.insert(head)),
+                [Part::Literal(_), Part::Text(0)] => {}
+                _ => matcher.others.push(pattern),
+            }
+        }
+        matcher
+    }
+
+    fn starts(&self, key: &[u8]) -> bool {
+        self.heads.range(..=key).next_back().is_some_and(|head| key.starts_with(head))
+    }
+
+    /// Does one of them match?
+    pub fn matches(&self, key: &[u8]) -> bool {
+        self.texts.contains(key) || self.starts(key) || self.others.iter().any(|pattern| pattern.matches(key))
+    }
+}
+
 /// A glob for every key that starts like all of `patterns`.
-pub fn common_glob(patterns: &[Pattern]) -> Vec<u8> {
+pub fn common_glob(patterns: &BTreeSet<Pattern>) -> Vec<u8> {
     let mut prefix = patterns.first().map(Pattern::prefix).unwrap_or_default();
     for pattern in patterns {
         let same = prefix.iter().zip(pattern.prefix()).take_while(|(a, b)| a == b).count();
@@ -272,13 +312,27 @@ mod tests {
         assert!(pattern.matches(b"app[1]:1:tag_073_82f87684924ecd4a815ee924449c3fa1"));
         assert!(!pattern.matches(b"app[1]:1:tag_073_82f87684924ecd4a815ee924449c3fa1x"));
         assert!(!pattern.matches(b"app[1]:1:page:1"));
-        assert_eq!(common_glob(&[pattern]), br"app\[1\]:1:tag_073_*");
+        assert_eq!(common_glob(&[pattern].into()), br"app\[1\]:1:tag_073_*");
+    }
+
+    #[test]
+    fn many_at_once() {
+        let heads = ["ab", "a", "b:", "b:1", "c"].map(|head| Pattern::starting(head.as_bytes()));
+        let all: BTreeSet<Pattern> =
+            heads.into_iter().chain([Pattern::exactly(b"x"), pattern("u:<id>").unwrap()]).collect();
+        let matcher = Matcher::new(&all);
+        for key in ["a", "ab", "azz", "b:2", "b:1x", "c", "cc", "x", "u:7"] {
+            assert!(matcher.matches(key.as_bytes()), "{key}");
+        }
+        for key in ["", "b", "xx", "u:x", "u:", "A"] {
+            assert!(!matcher.matches(key.as_bytes()), "{key}");
+        }
     }
 
     #[test]
     fn one_glob_for_all() {
         let patterns = [pattern("user:<id>").unwrap(), pattern("users").unwrap()];
-        assert_eq!(common_glob(&patterns), b"user*");
-        assert_eq!(common_glob(&[pattern("a").unwrap(), pattern("b").unwrap()]), b"*");
+        assert_eq!(common_glob(&patterns.into()), b"user*");
+        assert_eq!(common_glob(&[pattern("a").unwrap(), pattern("b").unwrap()].into()), b"*");
     }
 }

@@ -96,6 +96,22 @@ pub enum Message {
     FusionCache(Formula),
 }
 
+const VERBS: [&str; 14] = [
+    "UNLINK",
+    "SET",
+    "STAMP",
+    "HSTAMP",
+    "INCR",
+    "MEMBERS",
+    "PUBLISH",
+    "SCAN",
+    "HDEL",
+    "BUMP",
+    "ROWS",
+    "ROWTEXTS",
+    "BENTOCACHE",
+    "FUSIONCACHE",
+];
 const LINKS: [&str; 3] = ["drop", "gone", "keep"];
 
 /// `option=word` or `option!=word` in front of a line.
@@ -134,6 +150,9 @@ impl Step {
         let formula = |text: &str| Formula::parse(text, option);
         let mut words = line.split(' ');
         let verb = words.next().unwrap_or_default();
+        if line.split(' ').any(str::is_empty) {
+            return Err(format!("`{line}` has two spaces side by side, or one at its end"));
+        }
         let (mut places, mut life, mut age, mut flags) = (Vec::new(), None, None, Vec::new());
         while let Some(word) = words.next() {
             match word {
@@ -154,6 +173,9 @@ impl Step {
             }
         }
         let flag = |name: &str| flags.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+        if !VERBS.contains(&verb) {
+            return Err(format!("`{verb}` is none of {}", VERBS.join(", ")));
+        }
         let mut places = places.into_iter();
         let mut next = || places.next().ok_or_else(|| format!("`{line}` is too short"));
         let key = next()?;
@@ -188,10 +210,21 @@ impl Step {
             "SCAN" => Action::Scan,
             "PUBLISH" => Action::Publish(Message::Text(next()?)),
             "BENTOCACHE" => Action::Publish(Message::Bentocache(next()?, places.next())),
-            "FUSIONCACHE" => Action::Publish(Message::FusionCache(next()?)),
-            _ => return Err(format!("`{verb}` is none of UNLINK, SET, STAMP, HSTAMP, INCR, MEMBERS, PUBLISH")),
+            _ => Action::Publish(Message::FusionCache(next()?)),
         };
-        Ok(Step { key, action })
+        if places.next().is_some() {
+            return Err(format!(
+                "`{line}` has more words than `{verb}` takes; `waltag dialects custom` shows the lines"
+            ));
+        }
+        let step = Step { key, action };
+        match &step.action {
+            Action::Set { value, .. } if !value.is_random() => {
+                Err(format!("the value of `{line}` must have `<random>` in it: one that was used before is not stale"))
+            }
+            _ if step.names_tags() && step.key.tags() > 1 => Err(format!("the key of `{line}` names the tag twice")),
+            _ => Ok(step),
+        }
     }
 
     /// Is its key the tag's own, so that a sweep may find tags by it?

@@ -73,10 +73,14 @@ fn proposal(url: &str, index: usize, found: &Found) -> String {
 
 /// Passwords belong into a file: `${file:...}`.
 fn without_password(url: &str) -> String {
-    match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1))) {
+    let url = match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1))) {
         Some((scheme, rest)) => format!("{scheme}://{rest}"),
         None => url.to_owned(),
-    }
+    };
+    // That of a socket has them behind it.
+    let Some((place, query)) = url.split_once('?') else { return url };
+    let kept: Vec<&str> = query.split('&').filter(|pair| pair.starts_with("db=")).collect();
+    if kept.is_empty() { place.to_owned() } else { format!("{place}?{}", kept.join("&")) }
 }
 
 fn quoted(text: &str) -> String {

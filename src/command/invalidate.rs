@@ -8,6 +8,7 @@ use crate::cache::exchange::{Replies, exchange};
 use crate::cache::gap::Keys;
 use crate::cache::pattern::Pattern;
 use crate::cache::sweep::{Pace, sweep};
+use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::settings::{Environment, Settings};
 
@@ -18,6 +19,10 @@ pub async fn invalidate(
     cache: Option<&str>,
     tags: &[String],
 ) -> Result<(), Failure> {
+    // Often a variable that was not set; as a prefix it would be every key.
+    if tags.iter().any(String::is_empty) {
+        return Err(Failure::new(Exit::Usage, "a tag must not be empty"));
+    }
     let rules = load(settings, environment)?;
     let chosen: Vec<_> = match (cache, rules.default_cache()) {
         (Some(name), _) => rules.caches.get(cache_named(&rules, name)?).into_iter().collect(),
@@ -46,5 +51,5 @@ async fn send(cache: &Cache, tags: &[String]) -> Result<(), Error> {
         return Err(futile.1);
     }
     let patterns = tags.iter().flat_map(|tag| Pattern::of_tag(cache, tag.as_bytes())).collect();
-    sweep(cache, &Keys { patterns, tags: Vec::new() }, Pace::default()).await.map(|_| ())
+    sweep(cache, &Keys { patterns, ..Keys::default() }, Pace::default()).await.map(|_| ())
 }

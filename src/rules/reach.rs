@@ -135,7 +135,7 @@ impl Rules {
                     if keys == Keys::default() {
                         unreachable.push(tag.template.text.clone());
                     }
-                    reach.extend(&keys);
+                    reach.extend(keys);
                 }
             }
         }
@@ -149,14 +149,14 @@ impl Tag {
     pub(super) fn keys(&self, cache: &Cache, table: &TableName, type_of: impl Fn(&str) -> Option<u32>) -> Keys {
         if let Some((_, Unknown::Tags(templates))) = &self.unknown {
             let tags = templates.iter().map(|(_, template)| plan::plain(template, table)).collect();
-            return Keys { patterns: Vec::new(), tags };
+            return Keys { tags, ..Keys::default() };
         }
         let subject = Subject { template: &self.template, cache, style: self.style, table, type_of };
         let mut keys = Keys::default();
         // A tag without columns is known: nothing has to be looked for.
         let listed = cache.reach.ways.contains(&Way::Keys) || cache.is_scanned();
         if self.template.is_constant() && !listed {
-            keys.tags.push(plan::plain(&self.template, table));
+            keys.tags.insert(plan::plain(&self.template, table));
             return keys;
         }
         for way in &cache.reach.ways {
@@ -172,9 +172,11 @@ impl Tag {
                     keys.patterns.extend(own.filter_map(|step| Pattern::of_template(&step.key, &subject, true)));
                 }
                 Way::Tables { head, .. } => {
-                    keys.patterns.push(Pattern::starting(&[head, table.name.as_bytes(), b":"].concat()));
+                    keys.patterns.insert(Pattern::starting(&[head, table.name.as_bytes(), b":"].concat()));
                 }
-                Way::Records { head, .. } | Way::Entries { head, .. } => keys.patterns.push(Pattern::starting(head)),
+                Way::Records { head, .. } | Way::Entries { head, .. } => {
+                    keys.patterns.insert(Pattern::starting(head));
+                }
                 Way::None => {}
             }
         }

@@ -12,7 +12,7 @@ const SENT: &[(&str, &str, &str, &[&str])] = &[
     ("counter", "absent: stale", "t:<id>", &["INCR t:7"]),
     ("version", "absent: stale, ttl: 1h", "t:<id>", &["SET t:7 N XX EX 3600"]),
     ("version", "absent: valid, ttl: 1h, sweep: switch, switch: all", "t:<id>", &["SET t:7 N EX 3600"]),
-    ("stamp", "absent: stale, ttl: 1h, unit: s", "t:<id>", &["EVALSHA S 1 t:7 N 3600000 0 N"]),
+    ("stamp", "absent: stale, ttl: 1h, unit: s", "t:<id>", &["EVALSHA S 1 t:7 N 3601000 0 N"]),
     // Research: clients-php.md, section 2.
     ("drupal", "cache_prefix: d", "CategoryModel.pk:<id>", &["INCR d:cachetags:CategoryModel.pk:7"]),
     (

@@ -16,6 +16,7 @@ mod gaps;
 mod grammar;
 mod libraries;
 mod mistakes;
+mod odd_values;
 mod operators;
 mod outages;
 mod reader;

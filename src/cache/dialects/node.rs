@@ -32,7 +32,15 @@ pub(super) const DIALECTS: [Dialect; 10] = [
         name: "nextjs-turbo",
         client: "@trieb.work/nextjs-turbo-redis-cache: pages, fetches and `use cache`",
         verified: Verified::Run("@trieb.work/nextjs-turbo-redis-cache 1.18.0"),
-        options: &[KEY_PREFIX, MAX_AGE],
+        options: &[
+            Opt::text(
+                "key_prefix",
+                None,
+                "KEY_PREFIX, VERCEL_URL or BUILD_ID of its environment, else `UNDEFINED_URL_`",
+            ),
+            MAX_AGE,
+        ],
+        future: false,
         steps: &[
             "SCAN <tag>",
             "HSTAMP <key_prefix>__cacheComponents_revalidated_tags__ <tag> <now_ms> AGE <max_age>",
@@ -45,7 +53,7 @@ pub(super) const DIALECTS: [Dialect; 10] = [
             "INDEX <key_prefix>__cacheComponents_sharedTags__",
         ],
         races: "pages and fetches: `repeat`, longer than the computation; `use cache` takes its time before it computes",
-        note: "Each batch is one pass over the index of pages. Its handler remembers what it read, misses too, for ten seconds.",
+        note: "Each batch is one pass over the index of pages. Its handler remembers what it read, misses too, for ten seconds. Its database is 1 unless VERCEL_ENV is `production`.",
         ..PLAIN
     },
     Dialect {
@@ -124,9 +132,15 @@ pub(super) const DIALECTS: [Dialect; 10] = [
         options: &[
             Opt::text("prefix", None, "of the group cache"),
             Opt::text("channel", Some(""), "of the notification consumer, where an in-memory layer stands in front"),
+            Opt {
+                kind: Kind::Seconds,
+                ..Opt::text("group_ttl", Some(""), "groupTtlInMsecs, if it is set: longer than any record")
+            },
         ],
+        // The index is a part of the records' keys. Counted up from nothing it would come to numbers that older records have.
         steps: &[
-            "INCR <prefix>:group-index:<tag>",
+            "[group_ttl=] SET <prefix>:group-index:<tag> <random>",
+            "[group_ttl!=] SET <prefix>:group-index:<tag> <random> EX <group_ttl>",
             "[channel!=] PUBLISH <channel> {\"actionId\":\"DELETE_GROUP\",\"group\":\"<tag|json>\",\"originUuid\":\"waltag\"}",
         ],
         ..PLAIN
@@ -135,8 +149,8 @@ pub(super) const DIALECTS: [Dialect; 10] = [
         name: "envelop-response-cache",
         client: "@envelop/response-cache-redis 4: the tag is `Type:id`",
         verified: Verified::Run("@envelop/response-cache-redis 4.2.4"),
-        options: &[Opt::text("prefix", Some(""), "of the cache")],
-        steps: &["MEMBERS <prefix:><tag> <member> <prefix:>operations:<member>"],
+        options: &[],
+        steps: &["MEMBERS <tag> <member> operations:<member>"],
         note: "Its keys have no prefix: give it a database of its own.",
         ..PLAIN
     },

@@ -32,6 +32,7 @@ pub(super) const DIALECTS: [Dialect; 3] = [
              data {\"v\":<now_ticks>,\"t\":<now_ticks>,\"l\":<now_ticks+8640000000000>} absexp <now_ticks+8640000000000> sldexp -1 EX 864000",
             "[backplane=redis] FUSIONCACHE <cache_name>.Backplane:v2 <prefix>__fc:t:<tag>",
         ],
+        future: false,
         // The library's own Clear().
         sweep: &["TAGS !"],
         races: EARLY,

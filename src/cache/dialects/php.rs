@@ -58,7 +58,7 @@ pub(super) const DIALECTS: [Dialect; 11] = [
         verified: Verified::Run("symfony/cache 7.4 and 5.4"),
         options: &[OPTION_PREFIX, NAMESPACE, SYMFONY],
         tags: RESERVED,
-        steps: &["MEMBERS <option_prefix><namespace:><release><tag> <option_prefix><member> LIKE=^[%w_.+-]*:?"],
+        steps: &["MEMBERS <option_prefix><namespace:><release><tag> <option_prefix><member> LIKE=^[^\"%z]"],
         note: "Before 7.4 an item that was read, invalidated and saved again loses its links: the library's own invalidation misses it \
                as well.",
         ..PHP

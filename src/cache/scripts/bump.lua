@@ -8,8 +8,8 @@ if old then
     number = 0
     for at = 6, 5 + width do number = number * 256 + string.byte(old, at) end
   end
-  -- Something else: a number that was certainly never reached.
-  number = number or tonumber(redis.call('TIME')[1])
+  -- Something else, or the random number of a later release: one that no counter has reached.
+  if not number or number < 0 or number > 2 ^ 52 then number = tonumber(redis.call('TIME')[1]) end
 end
 redis.call('SET', KEYS[1], 'i:' .. string.format('%d', number + 1) .. ';')
 return 1

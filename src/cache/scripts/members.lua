@@ -8,7 +8,9 @@ local sorted = ARGV[2] == 'ZSCAN'
 local list = found[2]
 for i = 1, #list, (sorted and 2 or 1) do
   local member = list[i]
-  if ARGV[6] ~= '' and not string.find(member, ARGV[6]) then
+  -- phpredis serializes and compresses members, too, if it is told to.
+  local foreign = string.find(member, '^s:%d+:".*";$') or not string.find(member, ARGV[6])
+  if ARGV[6] ~= '' and foreign then
     return redis.error_reply('FOREIGN members of ' .. KEYS[1] .. ' are not what this client writes')
   end
   local gone = 0
@@ -17,8 +19,9 @@ for i = 1, #list, (sorted and 2 or 1) do
   end
   if ARGV[7] ~= '' then
     -- The client keeps both directions: half of them left behind would make records that no tag reaches.
-    for _, tag in ipairs(redis.call('SMEMBERS', ARGV[7] .. member)) do
-      redis.call('SREM', ARGV[8] .. tag, member)
+    -- A key of another type must not hold up the rest.
+    for _, tag in ipairs(redis.pcall('SMEMBERS', ARGV[7] .. member)) do
+      redis.pcall('SREM', ARGV[8] .. tag, member)
     end
     redis.call('UNLINK', ARGV[7] .. member)
   end

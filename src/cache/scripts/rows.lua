@@ -10,13 +10,17 @@ for _, scheme in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   end
   table.insert(sets, ARGV[1] .. 'conj:' .. ARGV[2] .. ':' .. table.concat(parts, '&'))
 end
+local large = {}
 for _, set in ipairs(sets) do
-  if ARGV[4] ~= '1' then
-    local members = redis.call('SMEMBERS', set)
-    for at = 1, #members, 1000 do
-      redis.call('UNLINK', unpack(members, at, math.min(at + 999, #members)))
+  if ARGV[4] ~= '1' and redis.call('SCARD', set) > 500 then
+    table.insert(large, set)
+  else
+    if ARGV[4] ~= '1' then
+      local members = redis.call('SMEMBERS', set)
+      if #members > 0 then redis.call('UNLINK', unpack(members)) end
     end
+    redis.call('UNLINK', set)
   end
-  redis.call('UNLINK', set)
 end
-return #sets
+-- These are done slice by slice.
+return large

@@ -9,9 +9,16 @@ if old then
   -- A float as Python pickles it: G and eight bytes.
   local at = string.find(old, 'G........%.$')
   if at then stamp = struct.unpack('>d', string.sub(old, at + 1, at + 8)) end
-  -- JSON: the first number in it.
-  stamp = stamp or tonumber(string.match(old, '%d+'))
-  if stamp and stamp >= tonumber(ARGV[1]) then return 0 end
+  -- Within a text: what stands where our own stamp does. Anything else is overwritten.
+  local head = string.match(ARGV[isHash and 5 or 4], '^%D*')
+  if #head > 0 and string.sub(old, 1, #head) == head then
+    stamp = tonumber(string.match(old, '^[%d.eE+]+', #head + 1))
+  end
+  if stamp and stamp >= tonumber(ARGV[1]) then
+    local left = redis.call('PTTL', KEYS[1])
+    if left >= 0 and left < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+    return 0
+  end
 end
 if isHash then redis.call('HSET', KEYS[1], unpack(ARGV, 4)) else redis.call('SET', KEYS[1], ARGV[4]) end
 if ARGV[2] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end

@@ -9,11 +9,11 @@ use tokio::time::{Instant, sleep};
 
 use super::super::Cache;
 use super::super::command::{Command, Draw, act, commands, on_key};
-use super::super::connection::{self, Error};
+use super::super::connection::{self, Error, Kind};
 use super::super::exchange::{Replies, exchange};
 use super::super::formula::Fill;
 use super::super::gap::Keys;
-use super::super::pattern::{Pattern, common_glob};
+use super::super::pattern::{Matcher, Pattern, common_glob};
 use super::super::reach::Way;
 use super::super::step::{Action, Step};
 
@@ -41,10 +41,14 @@ impl Pace {
 
 /// Makes every key stale that one of the patterns matches, and the tags; how many.
 pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) -> Result<u64, Error> {
+    // Where tags have no keys of their own, they are looked for as well.
+    let mut patterns = patterns.clone();
+    patterns.extend(tags.iter().flat_map(|tag| Pattern::of_tag(cache, tag)));
     if patterns.is_empty() && tags.is_empty() {
         return Ok(0);
     }
     let mut pass = Pass { cache, connection: connection::open(cache).await?, pace, swept: 0 };
+    let tags: Vec<&Vec<u8>> = tags.iter().collect();
     for slice in tags.chunks(COUNT) {
         let draw = Draw::new(cache);
         pass.send(slice.iter().flat_map(|tag| commands(cache, tag, draw)).collect(), slice.len()).await?;
@@ -56,11 +60,11 @@ pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) ->
     for way in &cache.reach.ways {
         if let Way::Index { hash, entry } = way {
             scans = false;
-            pass.index(hash, entry, patterns).await?;
+            pass.index(hash, entry, &Matcher::new(&patterns)).await?;
         }
     }
     if scans {
-        pass.keys(patterns).await?;
+        pass.keys(&patterns).await?;
     }
     let nobody = Draw::new(cache).fill(b"");
     let clear = cache.reach.clear.iter().filter_map(|step| act(&step.action, step.key.render(&nobody), &nobody));
@@ -81,8 +85,8 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     /// SCAN, for keys that match.
-    async fn keys(&mut self, patterns: &[Pattern]) -> Result<(), Error> {
-        let (glob, mut cursor) = (common_glob(patterns), 0_u64);
+    async fn keys(&mut self, patterns: &BTreeSet<Pattern>) -> Result<(), Error> {
+        let (glob, matcher, mut cursor) = (common_glob(patterns), Matcher::new(patterns), 0_u64);
         loop {
             let begin = Instant::now();
             let mut scan = redis::cmd("SCAN");
@@ -90,7 +94,7 @@ impl Pass<'_> {
             let scanned = scan.query_async(&mut self.connection).await;
             let (next, keys): (u64, Vec<Vec<u8>>) = scanned.map_err(|error| Error::new(self.cache, &error))?;
             // No pattern ever touches the markers.
-            let owed = |key: &&Vec<u8>| !key.starts_with(b"waltag:") && patterns.iter().any(|known| known.matches(key));
+            let owed = |key: &&Vec<u8>| !key.starts_with(b"waltag:") && matcher.matches(key);
             let (before, draw, mut commands) = (self.swept, Draw::new(self.cache), Vec::new());
             let mut found = 0;
             for key in keys.iter().filter(owed) {
@@ -108,29 +112,37 @@ impl Pass<'_> {
     }
 
     /// HSCAN, for records one of whose tags matches.
-    async fn index(&mut self, hash: &[u8], entry: &[Step], patterns: &[Pattern]) -> Result<(), Error> {
+    async fn index(&mut self, hash: &[u8], entry: &[Step], matcher: &Matcher<'_>) -> Result<(), Error> {
         let mut cursor = 0_u64;
         loop {
             let begin = Instant::now();
             let mut scan = redis::cmd("HSCAN");
             scan.arg(hash).arg(cursor).arg("COUNT").arg(COUNT);
             let scanned = scan.query_async(&mut self.connection).await;
-            let (next, fields): (u64, Vec<Field>) = scanned.map_err(|error| Error::new(self.cache, &error))?;
+            let (next, fields): (u64, Vec<Field>) = match scanned.map_err(|error| Error::new(self.cache, &error)) {
+                Ok(scanned) => scanned,
+                // It is no hash: no client of this dialect has written it.
+                Err(error) if error.kind == Kind::Futile => {
+                    tracing::error!(cache = self.cache.name, "{}; passed over by a sweep", error.sentence);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            };
             let (before, draw) = (self.swept, Draw::new(self.cache));
             let (mut commands_, mut stale) = (Vec::new(), BTreeSet::new());
             let mut found = 0;
             for (record, tags) in &fields {
-                let tags: Vec<String> = serde_json::from_slice(tags).unwrap_or_default();
-                let mut matching = tags
-                    .into_iter()
-                    .filter(|tag| patterns.iter().any(|known| known.matches(tag.as_bytes())))
-                    .peekable();
-                if matching.peek().is_some() && !entry.is_empty() {
+                let tags = serde_json::from_slice::<Vec<serde_json::Value>>(tags);
+                // What cannot be read could have any tag.
+                let unreadable = tags.is_err();
+                let texts = tags.iter().flatten().filter_map(|tag| tag.as_str());
+                let matching: Vec<&str> = texts.filter(|tag| matcher.matches(tag.as_bytes())).collect();
+                if !entry.is_empty() && (unreadable || !matching.is_empty()) {
                     found += 1;
                     let fill = Fill { member: record, ..draw.fill(b"") };
                     commands_.extend(entry.iter().filter_map(|step| act(&step.action, step.key.render(&fill), &fill)));
                 } else {
-                    stale.extend(matching);
+                    stale.extend(matching.into_iter().map(str::to_owned));
                 }
             }
             found += stale.len();
