@@ -28,6 +28,7 @@ pub enum Fault {
     RedisFromACopy,
     Rewritten,
     TooFarBehind,
+    Promoted,
 }
 
 /// None of these may make anything stale that did not change.
@@ -75,6 +76,7 @@ impl Fault {
             Fault::RedisFromACopy => "redis_copy",
             Fault::Rewritten => "ddl",
             Fault::TooFarBehind => "max_retained_wal",
+            Fault::Promoted => "promoted",
         }
     }
 
@@ -83,6 +85,7 @@ impl Fault {
         match self {
             // Every cache: nobody knows what was not sent.
             Fault::SlotDropped | Fault::BackendKilled | Fault::PublicationRecreated | Fault::TooFarBehind => 6,
+            Fault::Promoted => 6,
             // Every cache has templates of the table.
             Fault::PublicationAltered | Fault::Rewritten => 6,
             // Those of that Redis.
@@ -199,6 +202,19 @@ impl Lab {
                 let size: u64 = redis::cmd("DBSIZE").query_async(&mut cache).await.unwrap();
                 assert!(size > 0, "the copy was loaded");
             }
+            Fault::Promoted => {
+                // It does not wait for the standby any more, which is 20 ms behind: what was committed last is lost, and was read.
+                execute("ALTER SYSTEM SET synchronous_standby_names = ''").await;
+                let mut world = self.world.lock().await;
+                world.postgres.reload().unwrap();
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                self.promoted.store(true, Relaxed);
+                world.postgres.stop("immediate", LIMIT).unwrap();
+                drop(world);
+                let standby = super::session(&self.urls.standby).await.unwrap();
+                standby.batch_execute("SELECT pg_promote()").await.unwrap();
+                *self.urls.primary.write().unwrap() = self.urls.standby.clone();
+            }
             Fault::TooFarBehind => {
                 // Four caches do not answer, and 100 MB of somebody else's pass by.
                 let pid = self.world.lock().await.redis.pid().unwrap();
@@ -240,7 +256,7 @@ impl Lab {
         }
         let pid: i32 = victim.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
         signal(pid as u32, "KILL");
-        until_within(LIMIT, "the server is back", || async { super::session(&self.urls.primary).await.is_some() })
+        until_within(LIMIT, "the server is back", || async { super::session(&self.urls.primary()).await.is_some() })
             .await;
     }
 }

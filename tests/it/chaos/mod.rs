@@ -45,8 +45,9 @@ const SCHEMA: &str = "
 /// Everything that runs.
 pub struct Lab {
     world: Mutex<World>,
-    /// It runs as long as this is there.
-    _standby: Postgres,
+    standby: Postgres,
+    /// The standby is the primary, or about to be: what became of a commit cannot be asked any more.
+    promoted: AtomicBool,
     /// `versions` is by itself, because it is away for the whole of a run; so is `ledger`, because it never is.
     versions: Mutex<Redis>,
     _ledger: Redis,
@@ -68,7 +69,8 @@ pub struct Lab {
 
 /// Where everything is; ports stay the same over restarts.
 pub struct Urls {
-    primary: String,
+    /// Another one after a promotion.
+    primary: std::sync::RwLock<String>,
     standby: String,
     library: String,
     plain: String,
@@ -89,14 +91,16 @@ struct Counts {
 struct Run {
     name: &'static str,
     faults: &'static [Fault],
+    /// What goes wrong last: nothing is as it was after it.
+    last: Option<Fault>,
     /// The cache `versions` is away from the beginning to the end.
     one_is_away: bool,
 }
 
 const RUNS: [Run; 3] = [
-    Run { name: "a: no faults", faults: &[], one_is_away: false },
-    Run { name: "b: faults that owe no resync", faults: &faults::HARMLESS, one_is_away: true },
-    Run { name: "c: faults that owe one", faults: &faults::GAPS, one_is_away: false },
+    Run { name: "a: no faults", faults: &[], last: None, one_is_away: false },
+    Run { name: "b: faults that owe no resync", faults: &faults::HARMLESS, last: None, one_is_away: true },
+    Run { name: "c: faults that owe one", faults: &faults::GAPS, last: Some(Fault::Promoted), one_is_away: false },
 ];
 
 /// CHAOS_SECONDS of each of the three runs; CHAOS_RUN names one.
@@ -149,7 +153,7 @@ rules:
         );
         world.setup(&text);
         let urls = Urls {
-            primary: world.postgres.url("postgres", "shop"),
+            primary: std::sync::RwLock::new(world.postgres.url("postgres", "shop")),
             standby: standby.url("postgres", "shop"),
             library: world.redis.url(0),
             plain: world.redis.url(1),
@@ -159,7 +163,8 @@ rules:
         };
         Arc::new(Lab {
             world: Mutex::new(world),
-            _standby: standby,
+            standby,
+            promoted: AtomicBool::new(false),
             versions: Mutex::new(versions),
             monitor: Monitor::start(ledger.port),
             _ledger: ledger,
@@ -203,6 +208,11 @@ rules:
             }
         }
         self.take_rest(run, before + owed_resyncs).await;
+        if let Some(fault) = run.last {
+            owed_resyncs += self.suffer(fault).await;
+            made.insert(fault.name(), 1);
+            self.take_rest(run, before + owed_resyncs).await;
+        }
         tasks.iter().for_each(tokio::task::JoinHandle::abort);
         self.verdict(run, made, owed_resyncs, self.resyncs().await - before).await
     }
@@ -267,7 +277,7 @@ rules:
     /// A session on the primary, once it answers.
     async fn sql(&self) -> Client {
         loop {
-            if let Some(client) = session(&self.urls.primary).await {
+            if let Some(client) = session(&self.urls.primary()).await {
                 return client;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -276,10 +286,10 @@ rules:
 
     async fn start_daemon(&self) {
         let world = self.world.lock().await;
-        let daemon = world.start_at(
-            "waltag=info",
-            &mut world.waltag("waltag", &["run", "--lock-timeout", "500ms", "--max-retained-wal", "64MiB"]),
-        );
+        let url = format!("postgres://waltag@127.0.0.1:{},127.0.0.1:{}/shop", world.postgres.port, self.standby.port);
+        let arguments = ["run", "--lock-timeout", "500ms", "--max-retained-wal", "64MiB"];
+        let mut command = world.waltag("waltag", &arguments);
+        let daemon = world.start_at("waltag=info", command.env("WALTAG_DATABASE_URL", url));
         *self.daemon.lock().await = Some(daemon);
     }
 
@@ -312,6 +322,12 @@ rules:
     /// Resyncs that are complete, over all daemons and caches.
     async fn resyncs(&self) -> u32 {
         self.told().await.matches("resync complete").count() as u32
+    }
+}
+
+impl Urls {
+    fn primary(&self) -> String {
+        self.primary.read().unwrap().clone()
     }
 }
 

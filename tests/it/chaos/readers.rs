@@ -47,16 +47,17 @@ pub fn all(lab: &Arc<Lab>) -> Vec<JoinHandle<()>> {
 
 /// Reads until it is aborted. A server that is away is tried again.
 async fn read(lab: Arc<Lab>, protocol: Protocol) {
-    let (url, database) = match protocol {
-        Protocol::Library => (&lab.urls.library, &lab.urls.primary),
-        Protocol::Versions => (&lab.urls.versions, &lab.urls.primary),
-        Protocol::Plain => (&lab.urls.plain, &lab.urls.standby),
-        Protocol::Stamps => (&lab.urls.stamps, &lab.urls.primary),
-        Protocol::Sets => (&lab.urls.sets, &lab.urls.primary),
+    let url = match protocol {
+        Protocol::Library => &lab.urls.library,
+        Protocol::Versions => &lab.urls.versions,
+        Protocol::Plain => &lab.urls.plain,
+        Protocol::Stamps => &lab.urls.stamps,
+        Protocol::Sets => &lab.urls.sets,
     };
     loop {
+        let database = if protocol == Protocol::Plain { lab.urls.standby.clone() } else { lab.urls.primary() };
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let (Some(mut cache), Some(sql)) = (connect(url).await, session(database).await) else { continue };
+        let (Some(mut cache), Some(sql)) = (connect(url).await, session(&database).await) else { continue };
         while let Ok(Some(hit)) = look(protocol, &mut cache, &sql).await {
             lab.counts.reads.fetch_add(1, Relaxed);
             lab.counts.hits.fetch_add(u64::from(hit), Relaxed);
