@@ -11,6 +11,7 @@ pub mod coverage;
 pub mod detect;
 pub mod dialect;
 pub mod dialects;
+pub mod encoding;
 pub mod exchange;
 mod flight;
 mod followers;

@@ -9,7 +9,8 @@ use tokio_postgres::types::Type;
 
 use super::Cache;
 use super::dialect::Texts;
-use super::formula::{Encoding, Formula, NOTHING};
+use super::encoding::Encoding;
+use super::formula::{Formula, NOTHING};
 use super::reach::Way;
 use super::step::{Action, Step};
 use crate::rules::plan;

@@ -15,7 +15,8 @@
 //! | `HDEL key field` | within the steps of an entry |
 //! | `PUBLISH channel text`, `BENTOCACHE channel namespace key`, `FUSIONCACHE channel key` | in-process layers are told |
 
-use super::formula::{Encoding, Formula, Unit};
+use super::encoding::Encoding;
+use super::formula::{Formula, Unit};
 
 /// One thing that is done.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -5,7 +5,7 @@ use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 
 use super::story::Error;
-use crate::cache::formula::Encoding;
+use crate::cache::encoding::Encoding;
 
 /// How long the library keeps a tag.
 const TAG_LIFE: u64 = 86_400;

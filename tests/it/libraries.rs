@@ -206,6 +206,13 @@ impl Case {
         Reader::start(command.args(["--client", self.client, "--url", &world.redis.url(2), "--options", options]))
     }
 
+    /// Who reads what it has stored: the readers of docs/reading each other's records.
+    fn peer(&self) -> &'static str {
+        const LANGUAGES: [&str; 5] = ["reader.py", "reader.php", "reader.mjs", "reader", "reader.py"];
+        let next = LANGUAGES.windows(2).find(|pair| pair[0] == self.client).map(|pair| pair[1]);
+        next.unwrap_or(self.client)
+    }
+
     fn setup(&self, world: &World, more: &str) {
         let Case { dialect, settings, tag, .. } = self;
         let settings = if settings.is_empty() { String::new() } else { format!(", {settings}") };
@@ -229,7 +236,8 @@ impl Case {
         let daemon = world.daemon();
         world.settled(&sql).await;
         // A second process has what the first one stored.
-        let (mut writer, mut reader) = (self.reader(&world, self.options), self.reader(&world, self.options));
+        let mut writer = self.reader(&world, self.options);
+        let mut reader = Case { client: self.peer(), ..*self }.reader(&world, self.options);
         let [old, new, other, never, later] = [15, 16, 99, 77, 78].map(|number| self.tag(number));
         let fill = |writer: &mut Reader, reader: &mut Reader, key: &str, value: &str, tag: &str| {
             writer.set(key, value, &[tag]);
@@ -329,6 +337,11 @@ async fn every_library() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
+/// A Python client with these options.
+pub fn python(world: &World, client: &'static str, options: &Value) -> Reader {
+    case(Python, client, "", "", "").reader(world, &options.to_string())
+}
+
 /// fastapi-cache2 has no tags: the tag is the namespace of an endpoint, and its keys begin with it.
 #[tokio::test]
 #[ignore = "needs the client libraries: scripts/test clients"]
@@ -338,12 +351,11 @@ async fn fastapi_cache() {
         r#"{version: 1, caches: {default: {url: "{redis}/2", dialect: fastapi-cache, prefix: app}},
             rules: [{table: shop.second_model, tags: ["category-<category_id>"]}]}"#,
     );
-    let (sql, case) = (world.sql().await, case(Python, "fastapi-cache", "", "fastapi-cache", ""));
+    let sql = world.sql().await;
     sql.batch_execute("INSERT INTO shop.second_model VALUES (7, 15, 1, 'a', 'x')").await.unwrap();
     let daemon = world.daemon();
     let reader = |namespace: &str| {
-        let options = json!({"prefix": "app", "namespace": namespace, "key_builder": "default"});
-        case.reader(&world, &options.to_string())
+        python(&world, "fastapi-cache", &json!({"prefix": "app", "namespace": namespace, "key_builder": "default"}))
     };
     let (mut own, mut other) = (reader("category-15"), reader("category-151"));
     for reader in [&mut own, &mut other] {
@@ -361,82 +373,4 @@ async fn fastapi_cache() {
     assert_eq!((own.get("a"), other.get("a")), (Value::Null, Value::Null));
     println!("| fastapi-cache | {} |", own.library);
     drop(daemon);
-}
-
-/// The two that cache the queries of Django's ORM. They look the tables up in PostgreSQL themselves.
-async fn orm(client: &'static str, options: Value, dialect: &str, rules: &str, by_row: bool) {
-    let schema = "CREATE TABLE first_model (id bigint PRIMARY KEY, name text);
-        CREATE TABLE second_model (id bigint PRIMARY KEY, category_id bigint, type_id bigint, name text, status text);
-        INSERT INTO second_model VALUES (7, 15, 1, 'a', NULL), (8, 99, 1, 'b', 'x'), (9, 123456789012345, 1, 'c', 'x')";
-    let world = World::with("", schema).await;
-    world.setup(&format!(
-        r#"{{version: 1, caches: {{default: {{url: "{{redis}}/2", {dialect}}}}}, rules: [{{table: second_model, {rules}}}]}}"#
-    ));
-    let (sql, daemon) = (world.sql().await, world.daemon());
-    let mut options = options;
-    options["database"] = json!(world.postgres.url("postgres", "shop"));
-    let case = case(Python, client, "", "", "");
-    let mut reader = case.reader(&world, &options.to_string());
-    let filters = [
-        json!({"category_id": 15}),
-        json!({"category_id": 16}),
-        json!({"category_id": 99}),
-        json!({"category_id": 123_456_789_012_345_i64}),
-        json!({"status": null}),
-        json!({"category_id": 15, "status": null}),
-        json!({}),
-    ];
-    let ask = |reader: &mut Reader, filter: &Value| {
-        let answer = reader.ask(&json!({"op": "query", "table": "second_model", "filter": filter}));
-        (answer["hit"] == json!(true), answer["rows"].as_u64().unwrap())
-    };
-    let fill = |reader: &mut Reader| {
-        for filter in &filters {
-            ask(reader, filter);
-            assert!(ask(reader, filter).0, "{filter} is cached");
-        }
-    };
-    // Stamps are of a second.
-    let settled = async || {
-        world.settled(&sql).await;
-        tokio::time::sleep(Duration::from_millis(1_100)).await;
-    };
-    settled().await;
-    fill(&mut reader);
-    sql.batch_execute("UPDATE second_model SET category_id = 16 WHERE id = 7").await.unwrap();
-    settled().await;
-    let hits: Vec<bool> = filters.iter().map(|filter| ask(&mut reader, filter).0).collect();
-    // By rows, only what the old or the new row meets; by tables, everything.
-    assert_eq!(hits, [false, false, by_row, by_row, false, false, false], "{}", daemon.log());
-    assert_eq!(ask(&mut reader, &json!({"category_id": 16})).1, 1);
-    fill(&mut reader);
-    sql.batch_execute("UPDATE second_model SET name = 'n' WHERE id = 9").await.unwrap();
-    settled().await;
-    assert!(!ask(&mut reader, &json!({"category_id": 123_456_789_012_345_i64})).0, "a large number");
-    fill(&mut reader);
-    sql.batch_execute("TRUNCATE second_model").await.unwrap();
-    settled().await;
-    for filter in &filters {
-        assert_eq!(ask(&mut reader, filter), (false, 0), "{filter} after TRUNCATE");
-    }
-    println!("| {client} | {} | {dialect} |", reader.library);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs the client libraries: scripts/test clients"]
-async fn django_cacheops() {
-    for (insideout, prefix) in [(false, ""), (true, "p:")] {
-        let options = json!({"insideout": insideout, "prefix": prefix});
-        let dialect = format!("dialect: django-cacheops, insideout: {insideout}, prefix: '{prefix}'");
-        orm("django-cacheops", options, &dialect, "rows: true", true).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs the client libraries: scripts/test clients"]
-async fn django_cachalot() {
-    for backend in ["django-redis", "django"] {
-        let options = json!({"backend": backend, "key_prefix": "k"});
-        orm("django-cachalot", options, "dialect: django-cachalot, key_prefix: k", "tags: ['<@table>']", false).await;
-    }
 }

@@ -18,6 +18,7 @@ mod libraries;
 mod mistakes;
 mod odd_values;
 mod operators;
+mod orm;
 mod outages;
 mod reader;
 mod reload;

@@ -1,4 +1,4 @@
-// docs/reading/reader.go as a program: see check.sh for the protocol. Without modules from elsewhere: `dial` below is
+// docs/reading/reader.go as a program: the protocol is that of ../reader.py. Without modules from elsewhere: `dial` below is
 // the few lines of a Redis client that it takes.
 package main
 

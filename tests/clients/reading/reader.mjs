@@ -1,4 +1,4 @@
-// docs/reading/reader.mjs as a program: node reader.mjs URL DIR, where DIR/node_modules has `redis`. See check.sh.
+// docs/reading/reader.mjs as a program: node reader.mjs URL DIR, where DIR/node_modules has `redis`. The protocol is that of ../reader.py.
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";

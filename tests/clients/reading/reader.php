@@ -1,5 +1,5 @@
 <?php
-// docs/reading/reader.php as a program: see check.sh for the protocol.
+// docs/reading/reader.php as a program: the protocol is that of ../reader.py.
 
 require __DIR__ . '/../../../docs/reading/reader.php';
 

@@ -1,4 +1,4 @@
-"""docs/reading/reader.py as a program: see check.sh for the protocol."""
+"""docs/reading/reader.py as a program: the protocol is that of ../reader.py."""
 
 import importlib.util
 import json
