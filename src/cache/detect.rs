@@ -51,6 +51,8 @@ struct Sign {
     dialect: &'static Dialect,
     formula: String,
     expression: Regex,
+    /// The same with every option as it is by default: where two stand side by side, nothing else tells them apart.
+    plain: Option<Regex>,
     /// Options that the formula does not show, because one of their words made it.
     fixed: Vec<(&'static str, String)>,
     kind: Option<&'static str>,
@@ -159,8 +161,16 @@ fn signs_of(dialect: &'static Dialect, line: &str) -> Vec<Sign> {
             Some((name, _)) => formula.replace(&format!("<{name}>"), &text),
             None => formula.to_owned(),
         };
-        let expression = expression(&formula)?;
-        Some(Sign { dialect, formula, expression, fixed: fixed.into_iter().collect(), kind })
+        let general = expression(&formula)?;
+        let mut defaults = formula.clone();
+        // An empty default says nothing: what is there may be the option or the tag.
+        for (option, default) in dialect.options.iter().filter_map(|option| Some((option, option.default?))) {
+            if !default.is_empty() {
+                defaults = defaults.replace(&format!("<{}>", option.name), default);
+            }
+        }
+        let plain = if defaults == formula { None } else { expression(&defaults) };
+        Some(Sign { dialect, formula, expression: general, plain, fixed: fixed.into_iter().collect(), kind })
     };
     variants.into_iter().filter_map(sign).collect()
 }
@@ -203,10 +213,11 @@ fn escaped(text: &str) -> String {
 impl Sign {
     /// The options that a key shows, if it matches.
     fn read(&self, key: &[u8]) -> Option<Vec<(String, String)>> {
-        let groups = self.expression.captures(key)?;
+        let expression = self.plain.as_ref().filter(|plain| plain.is_match(key)).unwrap_or(&self.expression);
+        let groups = expression.captures(key)?;
         let mut options: Vec<(String, String)> =
             self.fixed.iter().map(|(name, word)| ((*name).to_owned(), word.clone())).collect();
-        for name in self.expression.capture_names().flatten() {
+        for name in expression.capture_names().flatten() {
             let text = groups.name(name).map(|group| group.as_bytes()).unwrap_or_default();
             options.push((name.to_owned(), String::from_utf8(text.to_vec()).ok()?));
         }
@@ -254,6 +265,7 @@ mod tests {
             (b"app1:category.7\x01tags\x01", "symfony-tag-aware", &[("namespace", "app1")]),
             (b"mc:tag:107716c3191617a2", "medusa", &[]),
             (b":1:8535ce592bc9d77ec39d1061ed617f1713de2b31", "django-cachalot", &[]),
+            (b"laravel-database-laravel-cache-tag:posts:entries", "laravel", &[]),
             (
                 b"laravel_database_laravel_cache_tag:posts:entries",
                 "laravel",

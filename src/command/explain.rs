@@ -69,6 +69,9 @@ fn tell(
             for command in commands(cache, tag, Draw::new(cache)) {
                 show(format_args!("    {command}"));
             }
+            for line in cache.dialect.sweep.iter().filter(|_| cache.is_scanned()) {
+                show(format_args!("    # looked for: {}", line.trim_end()));
+            }
         }
     }
     if stale.iter().all(Stale::is_empty) {

@@ -80,7 +80,13 @@ const CASES: [Case; 28] = [
     },
     Case {
         stamps: true,
-        ..case(Node, "nextjs-fortedigital", r#"{"keyPrefix": "nxt:"}"#, "nextjs", "key_prefix: 'nxt:'")
+        ..case(
+            Node,
+            "nextjs-fortedigital",
+            r#"{"keyPrefix": "nxt:"}"#,
+            "nextjs",
+            "key_prefix: 'nxt:', handler: fortedigital",
+        )
     },
     case(
         Node,

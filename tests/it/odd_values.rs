@@ -121,8 +121,10 @@ async fn ten_thousand_prefixes() {
     let world = World::new().await;
     world.setup(r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: prefix}}, rules: [{table: first_model, tags: ["u:<id>:"]}]}"#);
     let (sql, mut cache, daemon) = (world.sql().await, world.cache(0).await, world.daemon());
-    let fill = "for i = 1, 20000 do redis.call('SET', 'u:' .. i .. ':x', 'x') redis.call('SET', 'o:' .. i, 'x') end";
-    run(&mut cache, &["EVAL", fill, "0"]).await;
+    let fill = "for i = ARGV[1] + 1, ARGV[1] + 2000 do redis.call('SET', 'u:' .. i .. ':x', 'x') redis.call('SET', 'o:' .. i, 'x') end";
+    for start in (0..20_000).step_by(2_000) {
+        run(&mut cache, &["EVAL", fill, "0", &start.to_string()]).await;
+    }
     for (from, to) in [(1, 3_000), (3_001, 13_000)] {
         sql.batch_execute(&format!("INSERT INTO first_model SELECT n FROM generate_series({from}, {to}) n"))
             .await

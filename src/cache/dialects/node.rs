@@ -19,10 +19,21 @@ pub(super) const DIALECTS: [Dialect; 10] = [
         name: "nextjs",
         client: "Next.js with the redis-strings handlers of @neshca/cache-handler or @fortedigital/nextjs-cache-handler",
         verified: Verified::Run("@neshca/cache-handler 1.9.0, @fortedigital/nextjs-cache-handler 3.3.0"),
-        options: &[KEY_PREFIX, MAX_AGE],
+        options: &[
+            KEY_PREFIX,
+            Opt::word(
+                "handler",
+                &["neshca", "fortedigital"],
+                "whose; that of @fortedigital takes what is not in its index for a miss",
+            ),
+            MAX_AGE,
+        ],
         // Their readers compare every tag of an entry, so one field does what the library's revalidateTag scans the whole index for.
         steps: &["HSTAMP <key_prefix>__revalidated_tags__ <tag> <now_ms> AGE <max_age>"],
-        sweep: &["INDEX <key_prefix>__sharedTags__"],
+        sweep: &[
+            "[handler=neshca] INDEX <key_prefix>__sharedTags__",
+            "[handler=fortedigital] INDEX <key_prefix>__sharedTags__ | HDEL <key_prefix>__sharedTags__ <member>",
+        ],
         races: STAMPED,
         note: "A whole path is the tag `_N_T_/path`. A sweep finds the tags that entries were stored with, not the paths that a fetch was \
                made for. Next's own in-memory layers are not reached.",
