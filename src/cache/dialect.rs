@@ -23,6 +23,8 @@ pub struct Dialect {
     pub sweep: &'static [&'static str],
     /// It compares times, and takes one in the future as it is.
     pub future: bool,
+    /// Its sets expire before their records.
+    pub forgets: bool,
     /// Which texts can be a tag of it.
     pub tags: Texts,
     /// Which races it leaves open, and what closes them.
@@ -101,16 +103,17 @@ pub const PLAIN: Dialect = Dialect {
     steps: &[],
     sweep: &["KEYS"],
     future: true,
+    forgets: false,
     tags: Texts::Any,
     races: LATE,
     note: "",
 };
 
-/// Of clients whose sets expire before their records.
+/// Of clients that store a record and link it in two steps, or whose sets expire before their records.
 pub const RECORDS: Opt = Opt::text(
     "records",
     Some(""),
-    "how the keys of records begin: the client's sets expire before them, and a sweep would not find those",
+    "how the keys of records begin: a sweep drops all of them, those that no set has (any more), too",
 );
 
 /// Of most clients.
@@ -127,11 +130,6 @@ impl Dialect {
     /// Does its own `set()` look for locks?
     pub fn locks(&self) -> bool {
         self.name == "cache-dependencies"
-    }
-
-    /// Does it forget which records it has, and is not told how they begin?
-    pub fn forgets(&self) -> bool {
-        self.options.iter().any(|option| option.name == RECORDS.name && option.default == RECORDS.default)
     }
 
     /// May its records have any name?

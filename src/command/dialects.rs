@@ -148,6 +148,10 @@ Lines of *sent* and *sweep* are what the program goes by; `dialect: custom` take
 and the `guard`. `STAMP` and `HSTAMP` never lower a time; `MEMBERS` drops the records of a set in slices of 250, records before links.
 *Sweep* is how TRUNCATE, a resync and unknown old values find what cannot be listed.
 
+A client that stores a record and links it to its tags in two steps can die between the two, and a Redis can be restored from a copy that was made
+there: such a record is found by no tag, by the library's own invalidation neither, and lives as long as its expiry says. Where a dialect takes
+`records:`, a sweep finds it.
+
 ";
 
 /// `tests/it/dialects.rs` runs them.

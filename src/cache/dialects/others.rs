@@ -1,6 +1,6 @@
 //! Of .NET and Go.
 
-use super::super::dialect::{Dialect, EARLY, Opt, PLAIN, Verified};
+use super::super::dialect::{Dialect, EARLY, Opt, PLAIN, RECORDS, Verified};
 
 const INSTANCE: Opt = Opt::text("instance", Some(""), "RedisCacheOptions.InstanceName");
 
@@ -53,7 +53,8 @@ pub(super) const DIALECTS: [Dialect; 3] = [
         name: "gocache",
         client: "eko/gocache with its redis store",
         verified: Verified::Read("gocache at 8d8d3b1f"),
-        options: &[],
+        options: &[RECORDS],
+        sweep: &["KEYS", "[records!=] RECORDS <records>"],
         steps: &["MEMBERS gocache_tag_<tag> <member>"],
         ..PLAIN
     },

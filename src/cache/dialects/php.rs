@@ -56,9 +56,10 @@ pub(super) const DIALECTS: [Dialect; 11] = [
         name: "symfony-redis-tag-aware",
         client: "Symfony's RedisTagAwareAdapter 4.3 to 7; Shopware 6",
         verified: Verified::Run("symfony/cache 7.4 and 5.4"),
-        options: &[OPTION_PREFIX, NAMESPACE, SYMFONY],
+        options: &[OPTION_PREFIX, NAMESPACE, SYMFONY, RECORDS],
         tags: RESERVED,
         steps: &["MEMBERS <option_prefix><namespace:><release><tag> <option_prefix><member> LIKE=^[^\"%z]"],
+        sweep: &["KEYS", "[records!=] RECORDS <records>"],
         note: "Before 7.4 an item that was read, invalidated and saved again loses its links: the library's own invalidation misses it \
                as well.",
         ..PHP
@@ -142,6 +143,7 @@ pub(super) const DIALECTS: [Dialect; 11] = [
         // The link is written before the record.
         steps: &["MEMBERS Contributte.Journal:<tag>:keys <member> LINKS=gone"],
         sweep: &["KEYS", "[records!=] RECORDS <records>"],
+        forgets: true,
         note: "The set of a tag gets the expiry of its last record: links of longer ones vanish, for the library as well.",
         ..PHP
     },

@@ -1,6 +1,6 @@
 //! Formats without a library: the words of which the others are made, for applications with a cache of their own.
 
-use super::super::dialect::{Dialect, Kind, Opt, PLAIN, Texts};
+use super::super::dialect::{self, Dialect, Kind, Opt, PLAIN, Texts};
 
 const TTL: Opt = Opt {
     name: "ttl",
@@ -111,7 +111,9 @@ pub(super) const DIALECTS: [Dialect; 7] = [
                 &["drop", "gone", "keep"],
                 "what becomes of links: `gone` for writers that link before they store",
             ),
+            dialect::RECORDS,
         ],
+        sweep: &["KEYS", "[records!=] RECORDS <records>"],
         tags: Texts::Keys,
         steps: &[
             "[kind=set,links=drop] MEMBERS <tag_prefix><tag> <prefix><member>",

@@ -50,6 +50,7 @@ pub(super) const DIALECTS: [Dialect; 7] = [
         options: &[Opt::text("client_side_prefix", Some(""), "`cashews:` with client_side=True"), RECORDS],
         steps: &["MEMBERS _tag:<tag> <client_side_prefix><member>"],
         sweep: &["KEYS", "[records!=] RECORDS <records>"],
+        forgets: true,
         note: "The set of a tag gets the expiry of its last writer: a short record makes it forget longer ones, for the library as well. \
                Its own tag templates write True as `true` and None as nothing: use the filters, or `style: plain`.",
         ..PYTHON

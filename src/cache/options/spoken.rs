@@ -25,7 +25,7 @@ impl Reader<'_> {
         if dialect.name == dialects::CUSTOM {
             return self.custom();
         }
-        if dialect.forgets() && self.fields.get(RECORDS.name).is_none() {
+        if dialect.forgets && self.fields.get(RECORDS.name).is_none() {
             let message =
                 format!("{}'s sets expire before their records: TRUNCATE and a resync do not find those", dialect.name);
             let help = "write how the keys of its records begin, `records: \"page:\"`, or `records: []`";

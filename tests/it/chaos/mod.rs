@@ -140,7 +140,7 @@ caches:
   versions: {{ url: "{}", dialect: version, absent: valid, ttl: 1d, repeat: [], detach_after: 2s }}
   standby: {{ url: "{{redis}}/1", dialect: keys, repeat: [1s], replicas: ["{}"] }}
   stamps: {{ url: "{{redis}}/2", dialect: nextjs, repeat: [1s], guard: 300ms }}
-  sets: {{ url: "{{redis}}/3", dialect: set, tag_prefix: "tag:", repeat: [1s] }}
+  sets: {{ url: "{{redis}}/3", dialect: set, tag_prefix: "tag:", records: ["item:", "cat:"], repeat: [1s] }}
   ledger: {{ url: "{}", dialect: keys, repeat: [] }}
 rules:
   - {{ table: item, caches: [library, standby, stamps, sets], tags: ["item:<id>", "cat:<cat>"] }}
