@@ -13,7 +13,7 @@ use super::marker::is_full;
 pub struct Replies {
     /// The answer to the marker.
     pub marker: Option<Value>,
-    /// Commands that will never work, and the first of their errors.
+    /// Commands that will never work, and the last of their errors.
     pub futile: Option<Box<(u64, Error)>>,
 }
 

@@ -22,8 +22,10 @@ pub struct Followers {
     held: VecDeque<Held>,
     size: usize,
     share: usize,
-    /// A sweep, or more than may be kept: it goes stale once this was replayed, and holds back the second position.
-    sweep: Option<(Scope, Lsn, Lsn)>,
+    /// A sweep, or more than may be kept: it goes stale once this was replayed, and holds back the second position. What comes meanwhile
+    /// waits for its turn, or the position to be replayed would move away for ever.
+    sweep: Option<Owed>,
+    next_sweep: Option<Owed>,
     moved: Arc<Notify>,
     moving: Pin<Box<dyn Future<Output = ()>>>,
 }
@@ -38,6 +40,9 @@ struct Follower {
     /// The marker says that one was away when it was written last.
     suspect: bool,
 }
+
+/// What is swept once it was replayed up to a position, and the position that it holds back.
+type Owed = (Scope, Lsn, Lsn);
 
 /// Tags that their replicas have not replayed yet.
 struct Held {
@@ -59,7 +64,7 @@ impl Followers {
         };
         let replicas = endpoints.iter().map(follower).collect();
         let moving = wait(&moved);
-        Followers { replicas, held: VecDeque::new(), size: 0, share, sweep: None, moved, moving }
+        Followers { replicas, held: VecDeque::new(), size: 0, share, sweep: None, next_sweep: None, moved, moving }
     }
 
     /// Ready when a standby has moved.
@@ -102,10 +107,14 @@ impl Followers {
         if self.replicas.is_empty() {
             return;
         }
-        self.sweep = Some(match self.sweep.take() {
-            None => (scope, until, floor),
-            Some((own, before, held)) => (own.and(scope), before.max(until), held.min(floor)),
-        });
+        if self.sweep.is_none() {
+            self.sweep = Some((scope, until, floor));
+        } else {
+            self.next_sweep = Some(match self.next_sweep.take() {
+                None => (scope, until, floor),
+                Some((own, before, held)) => (own.and(scope), before.max(until), held.min(floor)),
+            });
+        }
         self.replicas.iter().for_each(|follower| follower.replica.want(true));
         // It may have been replayed already, by those that are there.
         self.moved.notify_one();
@@ -161,6 +170,7 @@ impl Followers {
         if self.sweep.as_ref().is_some_and(|(_, until, _)| self.replayed() >= Some(*until))
             && let Some((scope, _, floor)) = self.sweep.take()
         {
+            self.sweep = self.next_sweep.take();
             stale = Some(match stale {
                 None => (scope, floor),
                 Some((own, before)) => (own.and(scope), floor.min(before)),
@@ -193,14 +203,14 @@ impl Followers {
 
     /// The position that they hold back.
     pub fn floor(&self) -> Option<Lsn> {
-        let sweep = self.sweep.as_ref().map(|(_, _, floor)| *floor);
-        self.held.iter().map(|held| held.floor).chain(sweep).min()
+        let sweeps = self.sweep.iter().chain(&self.next_sweep).map(|(_, _, floor)| *floor);
+        self.held.iter().map(|held| held.floor).chain(sweeps).min()
     }
 
     /// Nothing is owed any more: the cache is detached.
     pub fn forget(&mut self) {
         self.held.clear();
-        (self.size, self.sweep) = (0, None);
+        (self.size, self.sweep, self.next_sweep) = (0, None, None);
         self.rest();
     }
 

@@ -27,6 +27,8 @@ pub enum Scope {
 /// More patterns than this are looked for as everything: each key of a Redis is compared with them, and they stay in memory until their
 /// last pass.
 const MOST: usize = 4_096;
+/// The same of their bytes.
+const MOST_BYTES: usize = 256 << 10;
 
 /// Keys that a sweep is for, and tags that stand for more.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -62,7 +64,12 @@ impl Scope {
     /// The same, or everything if that is less work.
     pub fn bounded(self) -> Scope {
         match self {
-            Scope::Some(keys) if keys.patterns.len() > MOST => Scope::Everything,
+            Scope::Some(keys)
+                if keys.patterns.len() > MOST
+                    || keys.patterns.iter().map(|known| known.prefix().len()).sum::<usize>() > MOST_BYTES =>
+            {
+                Scope::Everything
+            }
             scope => scope,
         }
     }

@@ -192,7 +192,7 @@ impl Lane {
         }
     }
 
-    /// The same Redis under the same options, with new credentials, `repeat` or `detach_after`.
+    /// The same Redis under the same options: what [`Cache::is_same`] lets differ may be new.
     pub fn set_cache(&mut self, cache: Cache, share: usize, alone: bool) {
         self.share = (!alone).then_some(share);
         // A pass that is under way belongs to a queue that may be gone.

@@ -74,7 +74,8 @@ impl Cache {
         coverage::id(&format!("{} {style:?} {steps:?}", dialect.name))
     }
 
-    /// Is it the same Redis, under the same options? Credentials, `repeat` and `detach_after` may differ.
+    /// Is it the same Redis, under the same options? Credentials may differ, and what is no matter of keys and values: `repeat`, `guard`, `fence`, `detach_after`, how a sweep
+    /// goes.
     pub fn is_same(&self, other: &Cache) -> bool {
         let encrypted = |cache: &Cache| matches!(cache.url.addr(), redis::ConnectionAddr::TcpTls { .. });
         let place = self.address() == other.address() && encrypted(self) == encrypted(other);

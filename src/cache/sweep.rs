@@ -6,7 +6,7 @@
 
 mod pass;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -22,8 +22,8 @@ use crate::source::lsn::Lsn;
 use crate::source::visibility::Snapshot;
 pub use pass::{Pace, sweep};
 
-/// Repeats of sweeps that wait one by one; more become one.
-const REPEATS: usize = 16;
+/// Repeats of sweeps that wait one by one, for each delay; more become one.
+const REPEATS: usize = 8;
 
 type Running = Pin<Box<dyn Future<Output = Result<u64, Error>>>>;
 
@@ -38,8 +38,8 @@ pub struct Sweeps {
     backoff: Backoff,
     failing_since: Option<Instant>,
     resync: Option<Resync>,
-    /// Sweeps that were complete, to be done again for those who were computing meanwhile, by their moment.
-    repeats: VecDeque<Repeat>,
+    /// Sweeps that were complete, to be done again for those who were computing meanwhile: a queue for each delay.
+    repeats: BTreeMap<Duration, VecDeque<Repeat>>,
     alarm: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
@@ -71,14 +71,19 @@ struct Wanted {
     scope: Scope,
     /// It is a pass of the resync.
     resync: bool,
-    /// What of it the cache's repeats are owed for: a resync has a second pass of its own.
-    again: Option<Scope>,
+    /// What of it the cache's repeats are owed for, and since where: a resync has a second pass of its own, and a repeat that joined has
+    /// had its turn.
+    again: Option<(Scope, Lsn)>,
 }
 
 impl Wanted {
-    /// Nothing of it is the repeat of a sweep that was complete.
-    fn is_first(&self) -> bool {
-        self.resync || self.again.is_some()
+    /// The position that it holds back as a first pass. What is in it of a repeat is owed to the last pass only: else each sweep would
+    /// hand the floor of the one before on to the next.
+    fn first(&self) -> Option<Lsn> {
+        match (self.resync, &self.again) {
+            (true, _) => Some(self.floor),
+            (false, again) => again.as_ref().map(|(_, floor)| *floor),
+        }
     }
 }
 
@@ -120,7 +125,7 @@ impl Sweeps {
 
     /// Wants a sweep for something after `floor`.
     pub fn want(&mut self, scope: Scope, floor: Lsn) {
-        self.join(Wanted { floor, again: Some(scope.clone()), scope, resync: false });
+        self.join(Wanted { floor, again: Some((scope.clone(), floor)), scope, resync: false });
     }
 
     fn join(&mut self, wanted: Wanted) {
@@ -131,7 +136,7 @@ impl Sweeps {
                 scope: own.scope.and(wanted.scope),
                 resync: own.resync || wanted.resync,
                 again: match (own.again, wanted.again) {
-                    (Some(own), Some(wanted)) => Some(own.and(wanted)),
+                    (Some((own, floor)), Some((wanted, other))) => Some((own.and(wanted), floor.min(other))),
                     (own, wanted) => own.or(wanted),
                 },
             },
@@ -196,12 +201,12 @@ impl Sweeps {
 
     /// The position that their first passes hold back.
     pub fn floor(&self) -> Option<Lsn> {
-        self.wanted().filter(|wanted| wanted.is_first()).map(|wanted| wanted.floor).min()
+        self.wanted().filter_map(Wanted::first).min()
     }
 
     /// The position that they hold back, repeats included.
     pub fn last_floor(&self) -> Option<Lsn> {
-        let repeats = self.repeats.iter().map(|repeat| repeat.floor);
+        let repeats = self.repeats.values().flatten().map(|repeat| repeat.floor);
         self.wanted().map(|wanted| wanted.floor).chain(repeats).min()
     }
 
@@ -260,38 +265,41 @@ impl Sweeps {
 
     /// Joins the repeats whose time has come.
     fn poll_repeats(&mut self, context: &mut Context<'_>) {
-        while let Some(Repeat { due, .. }) = self.repeats.front() {
+        let due = |queue: &VecDeque<Repeat>| queue.front().map(|repeat| repeat.due);
+        while let Some((due, delay)) =
+            self.repeats.iter().filter_map(|(delay, queue)| Some((due(queue)?, *delay))).min()
+        {
             let alarm = match &mut self.alarm {
-                Some((at, alarm)) if at == due => alarm,
-                _ => &mut self.alarm.insert((*due, Box::pin(sleep_until(*due)))).1,
+                Some((at, alarm)) if *at == due => alarm,
+                _ => &mut self.alarm.insert((due, Box::pin(sleep_until(due)))).1,
             };
             if alarm.as_mut().poll(context).is_pending() {
                 return;
             }
-            if let Some(Repeat { scope, floor, .. }) = self.repeats.pop_front() {
+            if let Some(Repeat { scope, floor, .. }) = self.repeats.get_mut(&delay).and_then(VecDeque::pop_front) {
                 self.join(Wanted { floor, scope, resync: false, again: None });
             }
         }
     }
 
-    /// Whoever was computing meanwhile may store what was true before: each delay after now the same goes stale again.
+    /// Whoever was computing meanwhile may store what was true before: each delay after now the same goes stale again. A queue that is
+    /// full merges its last two, so nothing comes later than twice its delay.
     fn owe_repeats(&mut self, scope: &Scope, floor: Lsn, delays: &[Duration]) {
         for delay in delays {
-            let due = Instant::now() + *delay;
-            let at = self.repeats.partition_point(|repeat| repeat.due <= due);
-            self.repeats.insert(at, Repeat { due, scope: scope.clone(), floor });
-        }
-        while self.repeats.len() > REPEATS.max(delays.len())
-            && let (Some(last), Some(before)) = (self.repeats.pop_back(), self.repeats.pop_back())
-        {
-            let (scope, floor) = (before.scope.and(last.scope), before.floor.min(last.floor));
-            self.repeats.push_back(Repeat { due: last.due, scope, floor });
+            let queue = self.repeats.entry(*delay).or_default();
+            queue.push_back(Repeat { due: Instant::now() + *delay, scope: scope.clone(), floor });
+            if queue.len() > REPEATS
+                && let (Some(last), Some(before)) = (queue.pop_back(), queue.pop_back())
+            {
+                let (scope, floor) = (before.scope.and(last.scope), before.floor.min(last.floor));
+                queue.push_back(Repeat { due: last.due, scope, floor });
+            }
         }
     }
 
     fn passed(&mut self, done: Wanted, delays: &[Duration]) -> Passed {
-        if let Some(scope) = &done.again {
-            self.owe_repeats(scope, done.floor, delays);
+        if let Some((scope, floor)) = &done.again {
+            self.owe_repeats(scope, *floor, delays);
         }
         // What came while it ran is for the one that waits.
         let more = self.waiting.as_ref().is_some_and(|waiting| waiting.resync);
@@ -303,7 +311,7 @@ impl Sweeps {
             Some(Resync { gap, pass: Pass::Second, .. }) if done.resync && !more => Passed::Second(gap),
             resync => {
                 self.resync = resync;
-                if done.is_first() { Passed::Sweep } else { Passed::Repeat }
+                if done.first().is_some() { Passed::Sweep } else { Passed::Repeat }
             }
         }
     }

@@ -53,6 +53,10 @@ impl Daemon {
                 metrics.gap(cache, gap.code);
                 tracing::warn!(cache, address, "resync: {gap}");
             }
+            // There each batch is a sweep.
+            LaneEvent::Swept(keys, Passed::Sweep | Passed::Repeat) if lane.cache().is_scanned() => {
+                tracing::debug!(cache, keys, "looked for");
+            }
             LaneEvent::Swept(keys, Passed::Sweep) => tracing::info!(cache, keys, "sweep complete"),
             LaneEvent::Swept(keys, Passed::Repeat) => tracing::info!(cache, keys, "sweep repeated"),
             LaneEvent::Swept(keys, Passed::First) => {

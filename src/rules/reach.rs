@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 
 use super::cases::Expected;
-use super::diagnostic::Diagnostic;
+use super::diagnostic::{Diagnostic, Place};
 use super::options::{Changes, Unknown};
 use super::tables::TableName;
-use super::template::Piece;
+use super::template::{Piece, Template};
 use super::{Rule, Rules, Tag, plan};
 use crate::cache::Cache;
 use crate::cache::coverage::{self, Coverage, Covered, Fingerprint};
@@ -22,11 +22,7 @@ impl Rules {
     pub(super) fn refuse_unfit(&self, problems: &mut Vec<Diagnostic>) {
         for rule in &self.rules {
             for tag in &rule.tags {
-                let place = match &tag.unknown {
-                    Some((_, Unknown::Tags(_))) => continue,
-                    Some((place, _)) => place,
-                    None => &tag.place,
-                };
+                let place = tag.unknown.as_ref().map_or(&tag.place, |(place, _)| place);
                 let wanted = matches!(tag.unknown, Some((_, Unknown::Pattern)));
                 for cache in tag.caches.iter().filter_map(|index| self.caches.get(*index)) {
                     let hides = cache.fence.map(|_| "fence").or((!cache.guard.is_zero()).then_some("guard"));
@@ -42,11 +38,15 @@ impl Rules {
                         );
                         problems.push(tag.place.error(option, message).help(help));
                     }
-                    let table = TableName { schema: "s".into(), name: "t".into() };
-                    if let Some(problem) = tag.unfit(cache) {
-                        problems.push(problem);
+                    let unfit = rule.unfit(tag, cache);
+                    if !unfit.is_empty() {
+                        problems.extend(unfit);
                         continue;
                     }
+                    if matches!(tag.unknown, Some((_, Unknown::Tags(_)))) {
+                        continue;
+                    }
+                    let table = TableName { schema: "s".into(), name: "t".into() };
                     let selects = cache.reach.selects() && cache.steps.iter().all(|step| step.is_readable());
                     let any = tag.keys(cache, &table, |_| None) == Keys::default();
                     // Everything is what the templates can render: that could be any key, too.
@@ -144,6 +144,20 @@ impl Rules {
     }
 }
 
+impl Rule {
+    /// Why a tag of it, or what stands for it, can never be one of the cache.
+    fn unfit(&self, tag: &Tag, cache: &Cache) -> Vec<Diagnostic> {
+        let unknown = match &tag.unknown {
+            Some((_, Unknown::Tags(templates))) => templates.as_slice(),
+            _ => &[],
+        };
+        let collapse = self.collapse.iter().map(|collapse| (&collapse.place, &collapse.to));
+        let others = unknown.iter().map(|(place, template)| (place, template)).chain(collapse);
+        let all = std::iter::once((&tag.place, &tag.template)).chain(others);
+        all.filter_map(|(place, template)| unfit(template, place, cache)).collect()
+    }
+}
+
 impl Tag {
     /// Where a sweep finds its keys in a cache; nothing where they could be any, or cannot be found.
     pub(super) fn keys(&self, cache: &Cache, table: &TableName, type_of: impl Fn(&str) -> Option<u32>) -> Keys {
@@ -183,60 +197,6 @@ impl Tag {
         keys
     }
 
-    /// Why this template can never be a tag of the cache.
-    fn unfit(&self, cache: &Cache) -> Option<Diagnostic> {
-        let text = &self.template.text;
-        let name = cache.dialect.name;
-        let foreign = |allowed: &dyn Fn(char) -> bool| {
-            let literals = self.template.pieces.iter().filter_map(|piece| match piece {
-                Piece::Literal(literal) => Some(literal.chars()),
-                Piece::Placeholder(_) => None,
-            });
-            literals.flatten().find(|character| !allowed(*character))
-        };
-        match (self.template.is_row(), cache.dialect.tags == Texts::Rows) {
-            (true, true) => return None,
-            (false, false) => {}
-            (is_row, _) => {
-                let what = if is_row { "`rows` is" } else { "tags are" };
-                let message = format!("{what} not for {name}, the dialect of the cache `{}`", cache.name);
-                let help = match is_row {
-                    true => "only django-cacheops finds what is stale by the row itself: write `tags`",
-                    false => "it has no tags, its sets are found by the row itself: write `rows: true`",
-                };
-                return Some(self.place.error("tag-form", message).help(help));
-            }
-        }
-        let (found, help) = match cache.dialect.tags {
-            Texts::Any | Texts::Keys | Texts::Rows => return None,
-            Texts::Without(reserved) => (
-                foreign(&|character| !reserved.contains(character))?,
-                format!(
-                    "the client refuses {reserved} in tags: use those that the application uses, such as with `.` or `-`"
-                ),
-            ),
-            Texts::Only(others) => (
-                foreign(&|character| character.is_ascii_alphanumeric() || others.contains(character))?,
-                format!(
-                    "the client takes letters, digits and {others} only: use the tags that the application uses, such as with `-`"
-                ),
-            ),
-            Texts::Constant if self.template.is_constant() => return None,
-            Texts::Table if *text == "<@table>" => return None,
-            Texts::Constant | Texts::Table => {
-                let help = match cache.dialect.tags {
-                    Texts::Table => "it knows tables only: write tags: [\"<@table>\"]",
-                    _ => "its groups stand in the application's configuration: write them without columns",
-                };
-                let message = format!("`{text}` cannot be a tag of {name}, the dialect of the cache `{}`", cache.name);
-                return Some(self.place.error("tag-form", message).help(help));
-            }
-        };
-        let message =
-            format!("`{found}` in `{text}` cannot be in a tag of {name}, the dialect of the cache `{}`", cache.name);
-        Some(self.place.error("tag-form", message).help(help))
-    }
-
     /// All that decides which changes make which tags stale.
     pub(super) fn identity(&self, rule: &Rule, table: &impl std::fmt::Display) -> String {
         let names = |changes: &Changes| changes.columns.iter().map(|(_, name)| name.clone()).collect::<Vec<_>>();
@@ -246,4 +206,58 @@ impl Tag {
         let Tag { template, events, style, .. } = self;
         format!("{table}\0{}\0{events:?}{changes:?}{when:?}{collapse:?}{style:?}{:?}", template.text, rule.old)
     }
+}
+
+/// Why this template can never be a tag of the cache.
+fn unfit(template: &Template, place: &Place, cache: &Cache) -> Option<Diagnostic> {
+    let text = &template.text;
+    let name = cache.dialect.name;
+    let foreign = |allowed: &dyn Fn(char) -> bool| {
+        let literals = template.pieces.iter().filter_map(|piece| match piece {
+            Piece::Literal(literal) => Some(literal.chars()),
+            Piece::Placeholder(_) => None,
+        });
+        literals.flatten().find(|character| !allowed(*character))
+    };
+    match (template.is_row(), cache.dialect.tags == Texts::Rows) {
+        (true, true) => return None,
+        (false, false) => {}
+        (is_row, _) => {
+            let what = if is_row { "`rows` is" } else { "tags are" };
+            let message = format!("{what} not for {name}, the dialect of the cache `{}`", cache.name);
+            let help = match is_row {
+                true => "only django-cacheops finds what is stale by the row itself: write `tags`",
+                false => "it has no tags, its sets are found by the row itself: write `rows: true`",
+            };
+            return Some(place.error("tag-form", message).help(help));
+        }
+    }
+    let (found, help) = match cache.dialect.tags {
+        Texts::Any | Texts::Keys | Texts::Rows => return None,
+        Texts::Without(reserved) => (
+            foreign(&|character| !reserved.contains(character))?,
+            format!(
+                "the client refuses {reserved} in tags: use those that the application uses, such as with `.` or `-`"
+            ),
+        ),
+        Texts::Only(others) => (
+            foreign(&|character| character.is_ascii_alphanumeric() || others.contains(character))?,
+            format!(
+                "the client takes letters, digits and {others} only: use the tags that the application uses, such as with `-`"
+            ),
+        ),
+        Texts::Constant if template.is_constant() => return None,
+        Texts::Table if *text == "<@table>" => return None,
+        Texts::Constant | Texts::Table => {
+            let help = match cache.dialect.tags {
+                Texts::Table => "it knows tables only: write tags: [\"<@table>\"]",
+                _ => "its groups stand in the application's configuration: write them without columns",
+            };
+            let message = format!("`{text}` cannot be a tag of {name}, the dialect of the cache `{}`", cache.name);
+            return Some(place.error("tag-form", message).help(help));
+        }
+    };
+    let message =
+        format!("`{found}` in `{text}` cannot be in a tag of {name}, the dialect of the cache `{}`", cache.name);
+    Some(place.error("tag-form", message).help(help))
 }

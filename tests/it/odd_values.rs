@@ -137,6 +137,34 @@ async fn ten_thousand_prefixes() {
     assert!(!is_gone(&cache, "o:7").await);
 }
 
+/// Each batch is a sweep there, and owes repeats: the position must go on while writes do.
+#[tokio::test]
+async fn a_cache_that_is_swept_all_the_time_still_confirms() {
+    let world = World::new().await;
+    world.setup(r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: prefix, repeat: [1s, 2s]}}, rules: [{table: first_model, tags: ["u:<id>:"]}]}"#);
+    let (sql, mut cache, daemon) = (world.sql().await, world.cache(0).await, world.daemon());
+    let fill = "for i = ARGV[1] + 1, ARGV[1] + 2000 do redis.call('SET', 'o:' .. i, 'x') end";
+    for start in (0..60_000).step_by(2_000) {
+        run(&mut cache, &["EVAL", fill, "0", &start.to_string()]).await;
+    }
+    let writer = world.sql().await;
+    let load = tokio::spawn(async move {
+        loop {
+            writer
+                .batch_execute("INSERT INTO first_model VALUES (7) ON CONFLICT (id) DO UPDATE SET name = 'x'")
+                .await
+                .unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        }
+    });
+    for _ in 0..2 {
+        world.settled(&sql).await;
+    }
+    assert!(!load.is_finished());
+    load.abort();
+    assert!(!daemon.log().contains("sweep complete"), "one line for each batch");
+}
+
 /// The password of a socket's URL stands in its query.
 #[tokio::test]
 async fn detect_keeps_the_password_of_a_socket() {

@@ -115,6 +115,8 @@ impl Lane {
             }
             Outcome::Connected(connected) => {
                 let (connection, found) = *connected;
+                // It may be another server now.
+                self.sweeps.restart();
                 let gap = self.gap(found);
                 self.work = Some(Box::pin(claim(self.cache.clone(), connection.clone(), self.marker_write())));
                 self.connection = Some(connection);

@@ -56,14 +56,12 @@ pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) ->
     if patterns.is_empty() {
         return Ok(pass.swept);
     }
-    let mut scans = true;
     for way in &cache.reach.ways {
         if let Way::Index { hash, entry } = way {
-            scans = false;
             pass.index(hash, entry, &Matcher::new(&patterns)).await?;
         }
     }
-    if scans {
+    if cache.reach.ways.iter().any(|way| !matches!(way, Way::Index { .. })) {
         pass.keys(&patterns).await?;
     }
     let nobody = Draw::new(cache).fill(b"");
