@@ -127,7 +127,7 @@ impl Pass<'_> {
                 Err(error) => return Err(error),
             };
             let (before, draw) = (self.swept, Draw::new(self.cache));
-            let (mut commands_, mut stale) = (Vec::new(), BTreeSet::new());
+            let (mut owed, mut stale) = (Vec::new(), BTreeSet::new());
             let mut found = 0;
             for (record, tags) in &fields {
                 let tags = serde_json::from_slice::<Vec<serde_json::Value>>(tags);
@@ -138,14 +138,14 @@ impl Pass<'_> {
                 if !entry.is_empty() && (unreadable || !matching.is_empty()) {
                     found += 1;
                     let fill = Fill { member: record, ..draw.fill(b"") };
-                    commands_.extend(entry.iter().filter_map(|step| act(&step.action, step.key.render(&fill), &fill)));
+                    owed.extend(entry.iter().filter_map(|step| act(&step.action, step.key.render(&fill), &fill)));
                 } else {
                     stale.extend(matching.into_iter().map(str::to_owned));
                 }
             }
             found += stale.len();
-            commands_.extend(stale.iter().flat_map(|tag| commands(self.cache, tag.as_bytes(), draw)));
-            self.send(commands_, found).await?;
+            owed.extend(stale.iter().flat_map(|tag| commands(self.cache, tag.as_bytes(), draw)));
+            self.send(owed, found).await?;
             if next == 0 {
                 return Ok(());
             }
