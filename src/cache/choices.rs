@@ -21,32 +21,23 @@ type Combination<'a> = Vec<(&'a str, &'a (String, String))>;
 
 /// What is sent for a tag, and how the rest is found. The error is a sentence.
 pub(super) fn instantiate(dialect: &Dialect, choices: &[Choice]) -> Result<(Vec<Step>, Reach), String> {
-    lines(dialect.steps.iter().copied(), dialect.sweep.iter().copied(), choices)
-}
-
-/// The same of any lines.
-pub(super) fn lines<'a>(
-    steps: impl Iterator<Item = &'a str> + Clone,
-    sweep: impl Iterator<Item = &'a str> + Clone,
-    choices: &[Choice],
-) -> Result<(Vec<Step>, Reach), String> {
     let (mut all, mut reach) = (Vec::new(), Reach::default());
     for combination in combinations(choices)? {
         let find = |name: &str| combination.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
         let option = |name: &str| find(name).map(|(_, text)| text.clone());
-        let applies = |line: &'a str| -> Option<&'a str> {
+        let applies = |line: &&'static str| -> Option<&'static str> {
             let (conditions, rest) = conditions(line);
             let mut holds =
                 conditions.map(|condition| find(condition.option).is_some_and(|(word, _)| condition.holds(word)));
             holds.all(|holds| holds).then_some(rest)
         };
-        for line in steps.clone().filter_map(applies) {
+        for line in dialect.steps.iter().filter_map(applies) {
             let step = Step::parse(line, &option)?;
             if !all.contains(&step) {
                 all.push(step);
             }
         }
-        for line in sweep.clone().filter_map(applies) {
+        for line in dialect.sweep.iter().filter_map(applies) {
             reach.take(line, &option)?;
         }
     }

@@ -102,11 +102,7 @@ impl std::fmt::Display for Command {
 /// What is drawn anew for each pass and each attempt: a version that was used before could bring records back to life that were stored
 /// under it.
 #[derive(Clone, Copy, Debug)]
-pub struct Draw {
-    random: u64,
-    now: u64,
-    guard: u64,
-}
+pub struct Draw(Fill<'static>);
 
 impl Draw {
     /// For a cache, whose guard its stamps are ahead.
@@ -115,12 +111,12 @@ impl Draw {
         // A client that compares with `<` would take a record of the same millisecond for newer.
         let now = since + cache.guard + Duration::from_millis(1);
         let guard = cache.guard.as_millis() as u64;
-        Draw { random: rand::rng().random::<u64>() >> 1, now: now.as_millis() as u64, guard }
+        Draw(Fill { random: rand::rng().random::<u64>() >> 1, now: now.as_millis() as u64, guard, ..NOTHING })
     }
 
     /// With a tag.
     pub fn fill<'a>(&self, tag: &'a [u8]) -> Fill<'a> {
-        Fill { tag, member: b"", random: self.random, now: self.now, guard: self.guard }
+        self.0.with(tag)
     }
 }
 

@@ -122,14 +122,16 @@ fn said(error: &RedisError) -> String {
     }
 }
 
+/// How long Redis may take for a connection, and for a reply.
+pub fn limits() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_LIMIT)).set_response_timeout(Some(REPLY_LIMIT))
+}
+
 /// Opens a connection; errors are sentences.
 pub async fn open(cache: &Cache) -> Result<MultiplexedConnection, Error> {
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT_LIMIT))
-        .set_response_timeout(Some(REPLY_LIMIT));
     let client = redis::Client::open(cache.url.clone()).map_err(|error| Error::new(cache, &error))?;
     let failed = |error| Error::new(cache, &error);
-    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.map_err(failed)?;
+    let mut connection = client.get_multiplexed_async_connection_with_config(&limits()).await.map_err(failed)?;
     // A pipeline cannot fall back from EVALSHA; a server that forgets them is a failed command, and so a new connection.
     let scripts: BTreeSet<&str> = cache.steps.iter().chain(cache.reach.steps()).filter_map(Step::script).collect();
     for script in scripts {

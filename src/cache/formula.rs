@@ -55,7 +55,7 @@ pub struct Fill<'a> {
 }
 
 /// For texts without holes.
-pub const NOTHING: Fill = Fill { tag: b"", member: b"", random: 0, now: 0, guard: 0 };
+pub const NOTHING: Fill<'static> = Fill { tag: b"", member: b"", random: 0, now: 0, guard: 0 };
 
 impl<'a> Fill<'a> {
     /// The same with a tag.
@@ -65,7 +65,7 @@ impl<'a> Fill<'a> {
 }
 
 /// Holes without options.
-const HOLES: [(&str, Hole); 11] = [
+const HOLES: [(&str, Hole); 10] = [
     ("tag", Hole::Tag(Encoding::Verbatim)),
     ("tag|md5", Hole::Tag(Encoding::Md5)),
     ("tag|xxh64", Hole::Tag(Encoding::Xxh64)),
@@ -75,7 +75,6 @@ const HOLES: [(&str, Hole); 11] = [
     ("member", Hole::Member),
     ("member|json", Hole::MemberJson),
     ("random", Hole::Random),
-    ("now_ms", Hole::Now(Unit::Milliseconds, 0)),
     ("now_s", Hole::Now(Unit::Seconds, 0)),
 ];
 

@@ -92,11 +92,6 @@ impl Cache {
         self.steps.iter().any(|step| matches!(step.action, Action::Rows { texts: true }))
     }
 
-    /// Does it compare times?
-    pub fn has_stamps(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step.action, Action::Stamp { .. }))
-    }
-
     /// Host and database without credentials.
     pub fn address(&self) -> String {
         match self.url.redis_settings().db() {

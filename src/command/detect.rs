@@ -3,6 +3,7 @@
 use redis::IntoConnectionInfo;
 
 use super::show;
+use crate::cache::connection::limits;
 use crate::cache::detect::{Found, Sample, sample};
 use crate::cache::dialect::Verified;
 use crate::cache::dialects;
@@ -32,10 +33,7 @@ async fn look(url: &str) -> Result<Sample, Failure> {
     let address = info.addr().to_string();
     let away = |error: redis::RedisError| Failure::new(Exit::Unavailable, format!("Redis at {address}: {error}"));
     let client = redis::Client::open(info).map_err(away)?;
-    let config = redis::AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(std::time::Duration::from_secs(2)))
-        .set_response_timeout(Some(std::time::Duration::from_secs(5)));
-    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.map_err(away)?;
+    let mut connection = client.get_multiplexed_async_connection_with_config(&limits()).await.map_err(away)?;
     sample(&mut connection).await.map_err(away)
 }
 

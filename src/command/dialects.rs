@@ -203,9 +203,7 @@ caches:
 
 fn markdown() -> String {
     let mut out = HEAD.to_owned();
-    out.push_str(
-        "| dialect | the application reads with | tested with |\\n|---|---|---|\\n".replace("\\n", "\n").as_str(),
-    );
+    out.push_str("| dialect | the application reads with | tested with |\n|---|---|---|\n");
     for dialect in dialects::all() {
         let tested = match dialect.verified {
             Verified::Run(version) => version.to_owned(),

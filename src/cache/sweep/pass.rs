@@ -1,8 +1,7 @@
 //! One pass over a Redis, in slices: it pauses as long as each slice took.
 
-use std::time::Duration;
-
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
@@ -47,7 +46,9 @@ pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) ->
     if patterns.is_empty() && tags.is_empty() {
         return Ok(0);
     }
-    let mut pass = Pass { cache, connection: connection::open(cache).await?, pace, swept: 0 };
+    let own = cache.steps.iter().filter(|step| step.names_tags());
+    let own = own.filter_map(|step| Some((step, Pattern::of_formula(&step.key)?))).collect();
+    let mut pass = Pass { cache, own, connection: connection::open(cache).await?, pace, swept: 0 };
     let tags: Vec<&Vec<u8>> = tags.iter().collect();
     for slice in tags.chunks(COUNT) {
         let draw = Draw::new(cache);
@@ -56,13 +57,14 @@ pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) ->
     if patterns.is_empty() {
         return Ok(pass.swept);
     }
+    let matcher = Matcher::new(&patterns);
     for way in &cache.reach.ways {
         if let Way::Index { hash, entry } = way {
-            pass.index(hash, entry, &Matcher::new(&patterns)).await?;
+            pass.index(hash, entry, &matcher).await?;
         }
     }
     if cache.reach.ways.iter().any(|way| !matches!(way, Way::Index { .. })) {
-        pass.keys(&patterns).await?;
+        pass.keys(&common_glob(&patterns), &matcher).await?;
     }
     let nobody = Draw::new(cache).fill(b"");
     let clear = cache.reach.clear.iter().filter_map(|step| act(&step.action, step.key.render(&nobody), &nobody));
@@ -76,6 +78,8 @@ type Field = (Vec<u8>, Vec<u8>);
 /// A pass under way.
 struct Pass<'a> {
     cache: &'a Cache,
+    /// The steps whose keys are the tags' own, and what such a key looks like.
+    own: Vec<(&'a Step, Pattern)>,
     connection: MultiplexedConnection,
     pace: Pace,
     swept: u64,
@@ -83,12 +87,12 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     /// SCAN, for keys that match.
-    async fn keys(&mut self, patterns: &BTreeSet<Pattern>) -> Result<(), Error> {
-        let (glob, matcher, mut cursor) = (common_glob(patterns), Matcher::new(patterns), 0_u64);
+    async fn keys(&mut self, glob: &[u8], matcher: &Matcher<'_>) -> Result<(), Error> {
+        let mut cursor = 0_u64;
         loop {
             let begin = Instant::now();
             let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(glob.as_slice()).arg("COUNT").arg(COUNT);
+            scan.arg(cursor).arg("MATCH").arg(glob).arg("COUNT").arg(COUNT);
             let scanned = scan.query_async(&mut self.connection).await;
             let (next, keys): (u64, Vec<Vec<u8>>) = scanned.map_err(|error| Error::new(self.cache, &error))?;
             // No pattern ever touches the markers.
@@ -96,7 +100,7 @@ impl Pass<'_> {
             let (before, draw, mut commands) = (self.swept, Draw::new(self.cache), Vec::new());
             let mut found = 0;
             for key in keys.iter().filter(owed) {
-                let more = on_found(self.cache, key, draw);
+                let more = self.on_found(key, draw);
                 found += usize::from(!more.is_empty());
                 commands.extend(more);
             }
@@ -172,36 +176,34 @@ impl Pass<'_> {
         }
         Ok(())
     }
-}
 
-/// What is done to a key that was found.
-fn on_found(cache: &Cache, key: &[u8], draw: Draw) -> Vec<Command> {
-    let starts = |head: &[u8]| key.starts_with(head);
-    let drop = |key: Vec<u8>| act(&Action::Unlink, key, &draw.fill(b""));
-    for way in &cache.reach.ways {
-        match way {
-            Way::Records { head, except } if starts(head) => {
-                let is_record = except.is_empty() || !key.windows(except.len()).any(|window| window == except);
-                return if is_record { drop(key.to_vec()).into_iter().collect() } else { Vec::new() };
+    /// What is done to a key that was found.
+    fn on_found(&self, key: &[u8], draw: Draw) -> Vec<Command> {
+        let cache = self.cache;
+        let starts = |head: &[u8]| key.starts_with(head);
+        let drop = |key: Vec<u8>| act(&Action::Unlink, key, &draw.fill(b""));
+        for way in &cache.reach.ways {
+            match way {
+                Way::Records { head, except } if starts(head) => {
+                    let is_record = except.is_empty() || !key.windows(except.len()).any(|window| window == except);
+                    return if is_record { drop(key.to_vec()).into_iter().collect() } else { Vec::new() };
+                }
+                Way::Entries { head, record } if starts(head) => {
+                    let fill = Fill { member: key.get(head.len()..).unwrap_or_default(), ..draw.fill(b"") };
+                    return [record.render(&fill), key.to_vec()].into_iter().filter_map(drop).collect();
+                }
+                Way::Tables { head, step } if starts(head) => {
+                    return act(&step.action, key.to_vec(), &draw.fill(b"")).into_iter().collect();
+                }
+                _ => {}
             }
-            Way::Entries { head, record } if starts(head) => {
-                let fill = Fill { member: key.get(head.len()..).unwrap_or_default(), ..draw.fill(b"") };
-                return [record.render(&fill), key.to_vec()].into_iter().filter_map(drop).collect();
-            }
-            Way::Tables { head, step } if starts(head) => {
-                return act(&step.action, key.to_vec(), &draw.fill(b"")).into_iter().collect();
-            }
-            _ => {}
         }
+        // Where the tag can be read off the key, everything that is sent for it: buses are told as well.
+        if let Some(tag) = self.own.iter().find_map(|(step, _)| step.key.tag_of(key)) {
+            return commands(cache, tag, draw).collect();
+        }
+        let fill = draw.fill(b"");
+        let own = self.own.iter().filter(|(_, known)| known.matches(key));
+        own.flat_map(|(step, _)| on_key(cache, step, key.to_vec(), &fill)).collect()
     }
-    // Where the tag can be read off the key, everything that is sent for it: buses are told as well.
-    if let Some(tag) = cache.steps.iter().filter(|step| step.names_tags()).find_map(|step| step.key.tag_of(key)) {
-        return commands(cache, tag, draw).collect();
-    }
-    let own = cache
-        .steps
-        .iter()
-        .filter(|step| step.names_tags() && Pattern::of_formula(&step.key).is_some_and(|known| known.matches(key)));
-    let fill = draw.fill(b"");
-    own.flat_map(|step| on_key(cache, step, key.to_vec(), &fill)).collect()
 }
