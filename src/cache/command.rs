@@ -14,6 +14,8 @@ use super::{Cache, released};
 const SLICE: &[u8] = b"250";
 /// Where the cursor of [`MEMBERS`] stands among its arguments.
 const CURSOR: usize = 4;
+/// Where the heads and tails of its records begin.
+const RECORDS: usize = 12;
 
 static STAMP_HASH: LazyLock<String> = LazyLock::new(|| Script::new(STAMP).get_hash().to_owned());
 static ROWS_HASH: LazyLock<String> = LazyLock::new(|| Script::new(ROWS).get_hash().to_owned());
@@ -25,6 +27,8 @@ static MEMBERS_HASH: LazyLock<String> = LazyLock::new(|| Script::new(MEMBERS).ge
 pub struct Command {
     arguments: Vec<Vec<u8>>,
     next: Next,
+    /// In a Cluster nothing else keeps order: what has a later turn waits for the answers of an earlier one.
+    turn: u8,
     /// For people.
     script: &'static str,
 }
@@ -40,8 +44,25 @@ enum Next {
 }
 
 impl Command {
-    fn new(arguments: Vec<Vec<u8>>) -> Command {
-        Command { arguments, next: Next::Nothing, script: "" }
+    /// A command with its arguments.
+    pub(super) fn new(arguments: Vec<Vec<u8>>) -> Command {
+        Command { arguments, next: Next::Nothing, turn: 0, script: "" }
+    }
+
+    /// The same at another turn.
+    pub(super) fn at(self, turn: usize) -> Command {
+        Command { turn: u8::try_from(turn).unwrap_or(u8::MAX), ..self }
+    }
+
+    /// Its turn.
+    pub(super) fn turn(&self) -> u8 {
+        self.turn
+    }
+
+    /// Its key, or its channel: every command has one.
+    pub(super) fn key(&self) -> &[u8] {
+        let of_script = self.arguments.first().is_some_and(|name| name == b"EVALSHA");
+        self.arguments.get(if of_script { 3 } else { 1 }).map(Vec::as_slice).unwrap_or_default()
     }
 
     fn script(arguments: Vec<Vec<u8>>, script: &'static str) -> Command {
@@ -62,13 +83,23 @@ impl Command {
         match self.next {
             Next::Nothing => Vec::new(),
             Next::Cursor => {
-                let cursor: Vec<u8> = redis::from_redis_value_ref(answer).unwrap_or_default();
+                let (cursor, members): (Vec<u8>, Vec<Vec<u8>>) = match answer {
+                    redis::Value::Array(_) => redis::from_redis_value_ref(answer).unwrap_or_default(),
+                    _ => (redis::from_redis_value_ref(answer).unwrap_or_default(), Vec::new()),
+                };
+                // What is only listed has its records on other nodes.
+                let turn = self.turn.into();
+                let around = self.arguments.get(RECORDS..).unwrap_or_default().chunks_exact(2);
+                let records =
+                    members.iter().flat_map(|member| around.clone().map(move |pair| pair.join(member.as_slice())));
+                let mut owed: Vec<Command> =
+                    records.map(|record| Command::new(vec![b"UNLINK".to_vec(), record]).at(turn)).collect();
                 let done = cursor.is_empty() || cursor == b"0";
                 if let (false, Some(place)) = (done, self.arguments.get_mut(CURSOR)) {
                     *place = cursor;
-                    return vec![self];
+                    owed.push(self);
                 }
-                Vec::new()
+                owed
             }
             Next::Sets => {
                 let sets: Vec<Vec<u8>> = redis::from_redis_value_ref(answer).unwrap_or_default();
@@ -122,10 +153,16 @@ impl Draw {
 
 /// The commands for one tag.
 pub fn commands<'a>(cache: &'a Cache, tag: &'a [u8], draw: Draw) -> impl Iterator<Item = Command> + 'a {
-    cache.steps.iter().flat_map(move |step| {
+    let each = cache.steps.iter().flat_map(move |step| {
         let fill = draw.fill(tag);
         on_key(cache, step, step.key.render(&fill), &fill)
-    })
+    });
+    in_turns(each)
+}
+
+/// One after the other.
+pub(super) fn in_turns(commands: impl Iterator<Item = Command>) -> impl Iterator<Item = Command> {
+    commands.enumerate().map(|(turn, command)| command.at(turn))
 }
 
 /// The commands for a key that is known already: its fence goes first, or a reader could store between the two.

@@ -1,18 +1,8 @@
-//! A connection to one Redis, and what its refusals mean to people.
+//! What the refusals of a Redis mean to people.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind};
+use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use super::Cache;
-use super::step::Step;
-
-/// Opening a connection may take this long.
-const CONNECT_LIMIT: Duration = Duration::from_secs(2);
-/// A reply may take this long: a slow Lua script or a fork of a big server stalls Redis for more than a second.
-const REPLY_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a cache did not take what it was sent.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -109,7 +99,7 @@ fn certificate(said: &str) -> String {
 }
 
 /// ACL rules that the daemon needs for the dialects it speaks.
-pub const PERMISSIONS: &str = "+hello +auth +ping +select +hmget +hset +hdel +time +eval +evalsha +script|load +unlink +set +scan on its keys and ~waltag:*; dialects with times, counters, sets or a bus also +get +hget +hrandfield +hscan +pttl +pexpire +incr +smembers +sscan +zscan +srem +zrem +publish and &its channels";
+pub const PERMISSIONS: &str = "+hello +auth +ping +select +hmget +hset +hdel +time +eval +evalsha +script|load +unlink +set +scan on its keys and ~waltag:*; dialects with times, counters, sets or a bus also +get +hget +hrandfield +hscan +pttl +pexpire +incr +smembers +sscan +zscan +srem +zrem +publish and &its channels; a Cluster also +cluster|slots +cluster|nodes +asking";
 
 /// What passes by itself, within the error of a script.
 const WRAPPED: [&str; 6] = ["-READONLY", "-MISCONF", "-NOREPLICAS", "-LOADING", "-MASTERDOWN", "-CLUSTERDOWN"];
@@ -120,24 +110,6 @@ fn said(error: &RedisError) -> String {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
         _ => error.to_string(),
     }
-}
-
-/// How long Redis may take for a connection, and for a reply.
-pub fn limits() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_LIMIT)).set_response_timeout(Some(REPLY_LIMIT))
-}
-
-/// Opens a connection; errors are sentences.
-pub async fn open(cache: &Cache) -> Result<MultiplexedConnection, Error> {
-    let client = redis::Client::open(cache.url.clone()).map_err(|error| Error::new(cache, &error))?;
-    let failed = |error| Error::new(cache, &error);
-    let mut connection = client.get_multiplexed_async_connection_with_config(&limits()).await.map_err(failed)?;
-    // A pipeline cannot fall back from EVALSHA; a server that forgets them is a failed command, and so a new connection.
-    let scripts: BTreeSet<&str> = cache.steps.iter().chain(cache.reach.steps()).filter_map(Step::script).collect();
-    for script in scripts {
-        redis::cmd("SCRIPT").arg("LOAD").arg(script).exec_async(&mut connection).await.map_err(failed)?;
-    }
-    Ok(connection)
 }
 
 #[cfg(test)]

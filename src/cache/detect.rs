@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use redis::aio::MultiplexedConnection;
 use regex::bytes::Regex;
 
 use super::dialect::{Dialect, Kind};
 use super::dialects;
+use super::masters::Masters;
 use super::releases;
 use super::step::conditions;
 
@@ -59,16 +59,18 @@ struct Sign {
 }
 
 /// Looks at a Redis.
-pub async fn sample(connection: &mut MultiplexedConnection) -> redis::RedisResult<Sample> {
+pub async fn sample(masters: &mut Masters) -> redis::RedisResult<Sample> {
     let (signs, begin) = (signs(), Instant::now());
-    let size: u64 = redis::cmd("DBSIZE").query_async(connection).await?;
-    let (mut cursor, mut seen) = (0_u64, 0);
+    let mut size = 0;
+    for master in 0..masters.count() {
+        size += masters.ask::<u64>(master, &redis::cmd("DBSIZE")).await?;
+    }
+    let (mut cursor, mut seen, mut master) = (0_u64, 0, 0);
     let mut found: BTreeMap<(usize, Vec<(String, String)>), u64> = BTreeMap::new();
     let mut variants = vec![0; signs.len()];
     'all: loop {
         let mut scan = redis::cmd("SCAN");
-        let (next, keys): (u64, Vec<Vec<u8>>) =
-            scan.arg(cursor).arg("COUNT").arg(COUNT).query_async(connection).await?;
+        let (next, keys): (u64, Vec<Vec<u8>>) = masters.ask(master, scan.arg(cursor).arg("COUNT").arg(COUNT)).await?;
         for key in &keys {
             for (index, sign) in signs.iter().enumerate() {
                 if begin.elapsed() > LIMIT {
@@ -84,7 +86,7 @@ pub async fn sample(connection: &mut MultiplexedConnection) -> redis::RedisResul
                 }
                 // What only looks like it is of another type.
                 if let (Some(kind), false) = (sign.kind, known) {
-                    let there: String = redis::cmd("TYPE").arg(key).query_async(connection).await?;
+                    let there: String = masters.ask(master, redis::cmd("TYPE").arg(key)).await?;
                     if there != kind {
                         continue;
                     }
@@ -94,7 +96,8 @@ pub async fn sample(connection: &mut MultiplexedConnection) -> redis::RedisResul
         }
         seen += keys.len() as u64;
         cursor = next;
-        if cursor == 0 || seen >= KEYS {
+        master += usize::from(cursor == 0);
+        if master == masters.count() || seen >= KEYS {
             break;
         }
     }

@@ -1,69 +1,153 @@
-//! Commands and their replies: one pipeline, every reply looked at, and scripts that go on from a cursor until they are complete.
+//! Commands and their replies: a pipeline for each master, every reply looked at, redirections of a Cluster followed, and scripts that go on
+//! from a cursor until they are complete.
 
-use redis::Value;
-use redis::aio::MultiplexedConnection;
+use futures_util::future::join_all;
+use redis::{RedisResult, Value};
 
 use super::Cache;
 use super::command::Command;
 use super::connection::{Error, Kind};
 use super::marker::is_full;
+use super::masters::{Masters, nobody, redirection};
+
+/// A command is redirected at most this often: more are nodes that disagree.
+const HOPS: u8 = 16;
 
 /// What came of an exchange.
 #[derive(Default)]
 pub struct Replies {
-    /// The answer to the marker.
-    pub marker: Option<Value>,
+    /// The answers to the markers, in their order; `Nil` where it was not asked.
+    pub markers: Vec<Value>,
     /// Commands that will never work, and the last of their errors.
     pub futile: Option<Box<(u64, Error)>>,
+    /// Slots of the Cluster are not where they were.
+    pub moved: bool,
 }
 
-/// Sends a marker and commands, and what is left of them until nothing is. An error leaves open which of them were done: all may be
+/// A command that was not answered yet.
+struct Owed {
+    command: Command,
+    /// It writes a marker: which.
+    marker: Option<usize>,
+    /// Whom the Cluster sent it to, and how often; while a slot is on its way it wants to be asked for.
+    redirected: Option<usize>,
+    hops: u8,
+    asking: bool,
+}
+
+impl Owed {
+    fn new(command: Command, marker: Option<usize>) -> Owed {
+        Owed { command, marker, redirected: None, hops: 0, asking: false }
+    }
+}
+
+/// Sends markers and commands, and what is left of them until nothing is. An error leaves open which of them were done: all may be
 /// sent again.
 pub async fn exchange(
     cache: &Cache,
-    connection: &mut MultiplexedConnection,
-    mut marker: Option<redis::Cmd>,
-    mut commands: Vec<Command>,
+    masters: &mut Masters,
+    markers: Vec<Command>,
+    commands: Vec<Command>,
     replies: &mut Replies,
 ) -> Result<(), Error> {
-    while marker.is_some() || !commands.is_empty() {
-        let mut pipeline = redis::Pipeline::with_capacity(commands.len() + 1);
-        pipeline.ignore_errors();
-        let marked = marker.take().is_some_and(|command| {
-            pipeline.add_command(command);
-            true
-        });
-        for command in &commands {
-            pipeline.add_command(command.pack());
-        }
-        let answers =
-            pipeline.query_async::<Vec<Value>>(connection).await.map_err(|error| Error::new(cache, &error))?;
-        let (mut answers, mut left, mut failed) = (answers.into_iter(), Vec::new(), None);
-        if marked {
-            match answers.next().unwrap_or_default() {
-                // A full Redis refuses the marker and takes the deletions after it. Without its marker nothing is ever done, so any
-                // other refusal of it is no trifle.
-                Value::ServerError(error) if !is_full(&error) => failed = Some(Error::reply(cache, error)),
-                answer => replies.marker = Some(answer),
+    if !markers.is_empty() {
+        replies.markers = vec![Value::Nil; markers.len()];
+    }
+    let mut owed: Vec<Owed> =
+        markers.into_iter().enumerate().map(|(index, marker)| Owed::new(marker, Some(index))).collect();
+    owed.extend(commands.into_iter().map(|command| Owed::new(command, None)));
+    while !owed.is_empty() {
+        let later = after_this_turn(masters, &mut owed);
+        let mut lists: Vec<Vec<Owed>> = Vec::new();
+        for one in owed {
+            let node = one.redirected.or_else(|| masters.of(one.command.key())).ok_or_else(|| nobody(cache))?;
+            lists.resize_with(lists.len().max(node + 1), Vec::new);
+            if let Some(list) = lists.get_mut(node) {
+                list.push(one);
             }
         }
-        for (command, answer) in commands.into_iter().zip(answers) {
-            let Value::ServerError(error) = answer else {
-                left.extend(command.after(&answer));
-                continue;
-            };
-            let error = Error::reply(cache, error);
-            if error.kind == Kind::Futile {
-                let count = replies.futile.take().map_or(1, |before| before.0 + 1);
-                replies.futile = Some(Box::new((count, error)));
-            } else {
-                failed = Some(error);
+        let asked = lists.iter().enumerate().map(|(node, list)| ask(masters, node, list));
+        let answers = join_all(asked).await;
+        owed = Vec::new();
+        let mut failed = None;
+        for (list, answers) in lists.into_iter().zip(answers) {
+            let answers = answers.map_err(|error| Error::new(cache, &error))?;
+            for (one, answer) in list.into_iter().zip(answers) {
+                match take(cache, masters, replies, one, answer).await {
+                    Ok(left) => owed.extend(left),
+                    Err(error) => failed = Some(error),
+                }
             }
         }
         if let Some(error) = failed {
             return Err(error);
         }
-        commands = left;
+        owed.extend(later);
+        // The last marker is what readers of their own writes look at: it must not say more than the others.
+        if replies.markers.iter().any(|answer| !matches!(answer, Value::Nil | Value::Int(1))) {
+            owed.retain(|one| one.marker.is_none());
+        }
     }
     Ok(())
+}
+
+/// In a Cluster, what has to wait for the answers of the others.
+fn after_this_turn(masters: &Masters, owed: &mut Vec<Owed>) -> Vec<Owed> {
+    if !masters.is_cluster() {
+        return Vec::new();
+    }
+    let turn = owed.iter().map(|one| one.command.turn()).min().unwrap_or_default();
+    owed.extract_if(.., |one| one.command.turn() > turn).collect()
+}
+
+/// One pipeline for one master: an answer for each command.
+async fn ask(masters: &Masters, node: usize, list: &[Owed]) -> RedisResult<Vec<Value>> {
+    let (false, Some(mut connection)) = (list.is_empty(), masters.connection(node)) else { return Ok(Vec::new()) };
+    let mut pipeline = redis::Pipeline::with_capacity(list.len());
+    pipeline.ignore_errors();
+    for one in list {
+        if one.asking {
+            pipeline.cmd("ASKING").ignore();
+        }
+        pipeline.add_command(one.command.pack());
+    }
+    pipeline.query_async(&mut connection).await
+}
+
+/// What an answer means: what is left to do, or why nothing can be done.
+async fn take(
+    cache: &Cache,
+    masters: &mut Masters,
+    replies: &mut Replies,
+    one: Owed,
+    answer: Value,
+) -> Result<Vec<Owed>, Error> {
+    let answer = match (answer, one.marker) {
+        // A full Redis refuses the marker and takes the deletions after it. Without its marker nothing is ever done, so any other refusal
+        // of it is no trifle.
+        (Value::ServerError(error), Some(_)) if !is_full(&error) && redirection(&error).is_none() => {
+            return Err(Error::reply(cache, error));
+        }
+        (Value::ServerError(error), marker) if marker.is_none() || !is_full(&error) => error,
+        (answer, Some(marker)) => {
+            replies.markers.get_mut(marker).into_iter().for_each(|place| *place = answer.clone());
+            return Ok(Vec::new());
+        }
+        (answer, None) => {
+            let left = one.command.after(&answer).into_iter();
+            return Ok(left.map(|command| Owed::new(command, None)).collect());
+        }
+    };
+    if let (Some((slot, name, moved)), true) = (redirection(&answer), one.hops < HOPS) {
+        replies.moved |= moved;
+        let node = masters.redirected(slot, &name, moved).await.map_err(|error| Error::new(cache, &error))?;
+        return Ok(vec![Owed { redirected: Some(node), hops: one.hops + 1, asking: !moved, ..one }]);
+    }
+    let error = Error::reply(cache, answer);
+    if error.kind != Kind::Futile {
+        return Err(error);
+    }
+    let count = replies.futile.take().map_or(1, |before| before.0 + 1);
+    replies.futile = Some(Box::new((count, error)));
+    Ok(Vec::new())
 }

@@ -14,7 +14,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use tokio::time::Instant;
 
 use super::Cache;
@@ -25,6 +24,7 @@ use super::flight::Outcome;
 use super::followers::Followers;
 use super::gap::{Gap, Keys, Scope};
 use super::marker::{Marker, Progress};
+use super::masters::Masters;
 use super::pattern::Pattern;
 use super::repeats::Repeats;
 use super::sweep::{Passed, Sweeps};
@@ -44,7 +44,7 @@ const MARKER_PAUSE: Duration = Duration::from_millis(10);
 pub struct Lane {
     cache: Cache,
     marker: Marker,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Masters>,
     work: Option<Pin<Box<dyn Future<Output = Outcome>>>>,
     next: Batch,
     /// A cleared batch whose memory is used again.

@@ -3,16 +3,25 @@
 //!
 //! It is written by a script that first compares who wrote last: a second daemon, a restored copy or a flushed database
 //! answer differently, and waltag never relies on being told of a reconnect.
+//!
+//! In a Cluster each master may lose writes by itself. Each has a witness of its own, a marker whose hash tag sends it there; the one that
+//! clients read is written behind them. A witness goes where its slot goes.
 
-use redis::{Cmd, Script, Value};
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
+use redis::{RedisResult, Script, Value};
+
+use super::command::Command;
 use super::coverage::Coverage;
 use super::gap::Gap;
+use super::masters::Masters;
+use super::slots;
 use crate::source::lsn::Lsn;
 
 /// KEYS[1] the hash; ARGV: expected owner and seq ('' where the field is missing), whether progress is forgotten, then
 /// fields and values. Answers 1, or the owner and seq that are there instead; then nothing was written.
-const COMPARE_AND_SET: &str = "\
+pub const COMPARE_AND_SET: &str = "\
 local m = redis.call('HMGET', KEYS[1], 'owner', 'seq') \
 if (m[1] or '') ~= ARGV[1] or (m[2] or '') ~= ARGV[2] then return {m[1] or '', m[2] or ''} end \
 if ARGV[3] == 'forget' then redis.call('HDEL', KEYS[1], 'lsn', 'done') end \
@@ -49,14 +58,24 @@ pub struct Progress {
 pub struct Marker {
     key: String,
     owner: String,
-    script: Script,
     origin: Origin,
-    held: Held,
+    /// What stands in the witnesses of a Cluster, and in the marker: the last.
+    places: Vec<Place>,
     /// This process has claimed it before.
     claimed: bool,
     /// The highest number of this process: none is used twice, so that an older copy always looks older.
     last: u64,
 }
+
+/// One hash.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Place {
+    /// Of a witness.
+    slot: Option<u16>,
+    held: Held,
+}
+
+static SCRIPT_HASH: LazyLock<String> = LazyLock::new(|| Script::new(COMPARE_AND_SET).get_hash().to_owned());
 
 /// What stands in the hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,6 +96,8 @@ pub struct Found {
     pub rules: Option<String>,
     /// [`BEHIND`] if a standby of the application's was away.
     pub replicas: Option<String>,
+    /// What stands in the witnesses of a Cluster, by slot.
+    pub witnesses: Vec<(u16, Found)>,
 }
 
 /// Owner and sequence number as Redis has them; empty where there is none.
@@ -84,6 +105,33 @@ pub struct Found {
 struct Held {
     owner: String,
     seq: String,
+}
+
+/// Reads who wrote last, in the marker `key` and its witnesses: those that it names, those of `known`, and one for each master that has none.
+/// Must come before any other write on a new connection.
+pub async fn read(masters: &mut Masters, key: &str, known: BTreeSet<u16>) -> RedisResult<Found> {
+    let (mut found, named) = read_one(masters, key).await?;
+    let named = named.unwrap_or_default();
+    let named = named.split(' ').filter_map(|slot| slot.parse().ok());
+    for slot in masters.witnesses(&known.into_iter().chain(named).collect()) {
+        found.witnesses.push((slot, read_one(masters, &witness_key(key, slot)).await?.0));
+    }
+    Ok(found)
+}
+
+async fn read_one(masters: &mut Masters, key: &str) -> RedisResult<(Found, Option<String>)> {
+    let mut command = redis::cmd("HMGET");
+    command.arg(key).arg(&["owner", "seq", "format", "done", "timeline", "crash", "rules", "replicas", "witnesses"]);
+    let node = masters.of(key.as_bytes()).unwrap_or(usize::MAX);
+    let [owner, seq, format, done, timeline, crash, rules, replicas, named]: [Option<String>; 9] =
+        masters.ask(node, &command).await?;
+    let witnesses = Vec::new();
+    Ok((Found { owner, seq, format, done, timeline, crash, rules, replicas, witnesses }, named))
+}
+
+/// `waltag:{<text that maps to the slot>}:<rest of the key>`.
+fn witness_key(key: &str, slot: u16) -> String {
+    format!("waltag:{{{}}}:{}", slots::text_of(slot), key.trim_start_matches("waltag:"))
 }
 
 /// What Redis answered to a write.
@@ -102,15 +150,8 @@ impl Marker {
     /// The marker `waltag:<system identifier>:<slot>:<cache>`; `owner` is random per process.
     pub fn new(system: &str, slot: &str, cache: &str, owner: &str, origin: Origin) -> Marker {
         let key = format!("waltag:{system}:{slot}:{cache}");
-        Marker {
-            key,
-            owner: owner.to_owned(),
-            script: Script::new(COMPARE_AND_SET),
-            origin,
-            held: Held::default(),
-            claimed: false,
-            last: 0,
-        }
+        let places = vec![Place::default()];
+        Marker { key, owner: owner.to_owned(), origin, places, claimed: false, last: 0 }
     }
 
     /// What is written along from now on; why that is a gap, if it is.
@@ -119,39 +160,46 @@ impl Marker {
         self.changed(&before.timeline, &before.crash)
     }
 
-    /// SCRIPT LOAD: once per connection, because a pipeline cannot fall back from EVALSHA.
-    pub fn load(&self) -> Cmd {
-        let mut command = redis::cmd("SCRIPT");
-        command.arg("LOAD").arg(COMPARE_AND_SET);
-        command
+    /// Its key.
+    pub fn key(&self) -> &str {
+        &self.key
     }
 
-    /// Reads who wrote last. Must come before any other write on a new connection.
-    pub fn read(&self) -> Cmd {
-        let mut command = redis::cmd("HMGET");
-        command.arg(&self.key).arg(&["owner", "seq", "format", "done", "timeline", "crash", "rules", "replicas"]);
-        command
+    /// The slots of its witnesses.
+    pub fn witnesses(&self) -> BTreeSet<u16> {
+        self.places.iter().filter_map(|place| place.slot).collect()
     }
 
-    /// Takes the answer to [`Marker::read`]: does it prove that changes may have been missed, and why? `confirmed` is where
+    /// Takes what [`read`] has found: does it prove that changes may have been missed, and why? `confirmed` is where
     /// the slot starts. A position is confirmed only after the marker said so; a marker behind it has lost writes, or, if the slot
     /// has `jumped`, somebody else moved it.
-    pub fn found(&mut self, found: Found, confirmed: Lsn, coverage: &Coverage, jumped: bool) -> Option<Gap> {
-        let gap = match self.claimed && !jumped {
-            true => self.loss(&found, confirmed, coverage),
-            false => self.gap(&found, confirmed, coverage),
-        };
-        self.held = Held { owner: found.owner.unwrap_or_default(), seq: found.seq.unwrap_or_default() };
-        gap
+    pub fn found(&mut self, mut found: Found, confirmed: Lsn, coverage: &Coverage, jumped: bool) -> Option<Gap> {
+        let witnesses = std::mem::take(&mut found.witnesses).into_iter().map(|(slot, found)| (Some(slot), found));
+        let mut first = None;
+        let mut places = Vec::new();
+        for (slot, found) in witnesses.chain([(None, found)]) {
+            let known = self.places.iter().find(|place| place.slot == slot).filter(|_| self.claimed && !jumped);
+            // What the rules covered stands in the marker alone.
+            let coverage = slot.is_none().then_some(coverage);
+            let gap = match known {
+                Some(place) => self.loss(&found, &place.held, confirmed, coverage),
+                None => self.gap(&found, confirmed, coverage),
+            };
+            first = first.or(gap);
+            let held = Held { owner: found.owner.unwrap_or_default(), seq: found.seq.unwrap_or_default() };
+            places.push(Place { slot, held });
+        }
+        self.places = places;
+        first
     }
 
     /// Did this process write what stands there?
     pub fn is_own(&self) -> bool {
-        self.claimed && self.held.owner == self.owner
+        self.claimed && self.places.iter().all(|place| place.held.owner == self.owner)
     }
 
     /// At the start: what was the state when somebody wrote last?
-    fn gap(&self, found: &Found, confirmed: Lsn, coverage: &Coverage) -> Option<Gap> {
+    fn gap(&self, found: &Found, confirmed: Lsn, coverage: Option<&Coverage>) -> Option<Gap> {
         let done = found.done.as_deref().and_then(|text| text.parse::<Lsn>().ok());
         let done = done.filter(|_| found.format.as_deref() == Some(FORMAT));
         let Some(done) = done else { return Some(Gap::new("no_marker", "this Redis has no marker")) };
@@ -161,16 +209,16 @@ impl Marker {
         }
         let changed =
             self.changed(found.timeline.as_deref().unwrap_or_default(), found.crash.as_deref().unwrap_or_default());
-        changed.or_else(|| coverage.beyond(found.rules.as_deref().unwrap_or_default()))
+        changed.or_else(|| coverage?.beyond(found.rules.as_deref().unwrap_or_default()))
     }
 
     /// While running: is it as we left it?
-    fn loss(&self, found: &Found, confirmed: Lsn, coverage: &Coverage) -> Option<Gap> {
+    fn loss(&self, found: &Found, held: &Held, confirmed: Lsn, coverage: Option<&Coverage>) -> Option<Gap> {
         let number = |text: &str| text.parse::<u64>().unwrap_or_default();
         match (&found.owner, &found.seq) {
             // Another daemon, or a copy from before our time: what it says of its progress decides.
             (Some(owner), _) if *owner != self.owner => self.gap(found, confirmed, coverage),
-            (Some(_), Some(seq)) if number(seq) >= number(&self.held.seq) => None,
+            (Some(_), Some(seq)) if number(seq) >= number(&held.seq) => None,
             (Some(_), _) => Some(Gap::new("lost_writes", "the marker went back: this Redis lost writes")),
             (None, _) => Some(Gap::new("lost_writes", "the marker is gone: this Redis was emptied or lost writes")),
         }
@@ -185,62 +233,97 @@ impl Marker {
         (crash != self.origin.crash).then(|| Gap::new("crash", "PostgreSQL has crashed"))
     }
 
-    /// A write of the marker; without progress it only claims, and with `forget` it takes back what it told before. `rules`
-    /// is written when it has changed; `behind` says whether a standby of the application's was away and
+    /// Writes of the marker and its witnesses; without progress they only claim, and with `forget` they take back what they told before.
+    /// `rules` is written when it has changed; `behind` says whether a standby of the application's was away and
     /// has not caught up, if it has any.
-    pub fn write(&self, progress: Option<Progress>, forget: bool, rules: Option<&str>, behind: Option<bool>) -> Cmd {
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(self.script.get_hash()).arg(1).arg(&self.key).arg(&self.held.owner).arg(&self.held.seq);
-        command.arg(if forget { "forget" } else { "keep" });
-        command.arg("format").arg(FORMAT).arg("owner").arg(&self.owner).arg("seq").arg(self.next());
-        command.arg("timeline").arg(&self.origin.timeline).arg("crash").arg(&self.origin.crash);
-        if let Some(Progress { first, done }) = progress {
-            command.arg("lsn").arg(first.to_string()).arg("done").arg(done.to_string());
-        }
-        if let Some(behind) = behind {
-            command.arg("replicas").arg(if behind { BEHIND } else { "" });
-        }
-        if let Some(rules) = rules {
-            command.arg("rules").arg(rules);
-        }
-        command
+    pub fn write(
+        &self,
+        progress: Option<Progress>,
+        forget: bool,
+        rules: Option<&str>,
+        behind: Option<bool>,
+    ) -> Vec<Command> {
+        let write = |place: &Place| {
+            let mut fields: Vec<(&str, String)> = vec![
+                ("format", FORMAT.into()),
+                ("owner", self.owner.clone()),
+                ("seq", self.next().to_string()),
+                ("timeline", self.origin.timeline.clone()),
+                ("crash", self.origin.crash.clone()),
+            ];
+            if let Some(Progress { first, done }) = progress {
+                fields.extend([("lsn", first.to_string()), ("done", done.to_string())]);
+            }
+            let key = match place.slot {
+                Some(slot) => witness_key(&self.key, slot),
+                None => {
+                    let behind = behind.map(|behind| ("replicas", if behind { BEHIND } else { "" }.to_owned()));
+                    fields.extend(behind);
+                    fields.extend(rules.map(|rules| ("rules", rules.to_owned())));
+                    let witnesses: Vec<String> = self.witnesses().iter().map(u16::to_string).collect();
+                    fields.extend((!witnesses.is_empty()).then(|| ("witnesses", witnesses.join(" "))));
+                    self.key.clone()
+                }
+            };
+            let forget = if forget { "forget" } else { "keep" };
+            let head = ["EVALSHA", &SCRIPT_HASH, "1", &key, &place.held.owner, &place.held.seq, forget];
+            let mut arguments: Vec<Vec<u8>> = head.map(|text| text.as_bytes().to_vec()).into();
+            arguments.extend(fields.into_iter().flat_map(|(name, value)| [name.into(), value.into_bytes()]));
+            // Behind the witnesses.
+            Command::new(arguments).at(if place.slot.is_some() { 0 } else { usize::MAX })
+        };
+        self.places.iter().map(write).collect()
     }
 
-    /// Takes the answer to [`Marker::write`].
-    pub fn answered(&mut self, value: &Value) -> Answer {
-        if matches!(value, Value::Int(1)) {
-            self.last = self.next();
-            self.held = Held { owner: self.owner.clone(), seq: self.last.to_string() };
-            self.claimed = true;
-            return Answer::Written;
+    /// Takes the answers to [`Marker::write`], `Nil` where none came.
+    pub fn answered(&mut self, values: &[Value]) -> Answer {
+        let next = self.next();
+        let mut answer = Answer::Written;
+        for (place, value) in self.places.iter_mut().zip(values) {
+            match value {
+                Value::Nil => {}
+                Value::Int(1) => place.held = Held { owner: self.owner.clone(), seq: next.to_string() },
+                Value::ServerError(error) if is_full(error) => {
+                    if answer == Answer::Written {
+                        answer = Answer::Full;
+                    }
+                }
+                _ => {
+                    let (held, gap) = refusal(&self.key, &self.owner, value);
+                    place.held = held;
+                    answer = Answer::Refused(gap);
+                }
+            }
         }
-        if matches!(value, Value::ServerError(error) if is_full(error)) {
-            return Answer::Full;
-        }
-        let text = |value: &Value| redis::from_redis_value_ref::<String>(value).unwrap_or_default();
-        let (owner, seq) = match value {
-            Value::Array(fields) => (fields.first().map(text), fields.get(1).map(text)),
-            _ => (None, None),
-        };
-        let (code, there) = match (owner.as_deref(), seq.as_deref()) {
-            (Some(""), _) | (None, _) => {
-                ("lost_writes", "the marker is gone: this Redis was emptied or lost writes".to_owned())
-            }
-            (Some(owner), _) if owner != self.owner => {
-                (OTHER_DAEMON, format!("another waltag ({owner}) has taken over {}", self.key))
-            }
-            (Some(_), seq) => {
-                let seq = seq.unwrap_or_default();
-                ("lost_writes", format!("the marker went back to seq {seq}: this Redis lost writes"))
-            }
-        };
-        self.held = Held { owner: owner.unwrap_or_default(), seq: seq.unwrap_or_default() };
-        Answer::Refused(Gap::new(code, there))
+        self.last = next;
+        self.claimed |= answer == Answer::Written;
+        answer
     }
 
     fn next(&self) -> u64 {
-        self.held.seq.parse::<u64>().unwrap_or_default().max(self.last).saturating_add(1)
+        let held = self.places.iter().map(|place| place.held.seq.parse::<u64>().unwrap_or_default());
+        held.fold(self.last, u64::max).saturating_add(1)
     }
+}
+
+/// What stands there instead, and why.
+fn refusal(key: &str, own: &str, value: &Value) -> (Held, Gap) {
+    let text = |value: &Value| redis::from_redis_value_ref::<String>(value).unwrap_or_default();
+    let (owner, seq) = match value {
+        Value::Array(fields) => (fields.first().map(text), fields.get(1).map(text)),
+        _ => (None, None),
+    };
+    let (code, there) = match (owner.as_deref(), seq.as_deref()) {
+        (Some(""), _) | (None, _) => {
+            ("lost_writes", "the marker is gone: this Redis was emptied or lost writes".to_owned())
+        }
+        (Some(owner), _) if owner != own => (OTHER_DAEMON, format!("another waltag ({owner}) has taken over {key}")),
+        (Some(_), seq) => {
+            let seq = seq.unwrap_or_default();
+            ("lost_writes", format!("the marker went back to seq {seq}: this Redis lost writes"))
+        }
+    };
+    (Held { owner: owner.unwrap_or_default(), seq: seq.unwrap_or_default() }, Gap::new(code, there))
 }
 
 /// Redis is full and may evict nothing. 6.2 wraps the error of a script's command into one of its own.
@@ -259,7 +342,16 @@ mod tests {
     fn found(owner: &str, seq: &str, done: &str) -> Found {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let (format, timeline, crash, rules) = (some("1"), some("1"), some("c"), some(" "));
-        Found { owner: some(owner), seq: some(seq), format, done: some(done), timeline, crash, rules, replicas: None }
+        Found {
+            owner: some(owner),
+            seq: some(seq),
+            format,
+            done: some(done),
+            timeline,
+            crash,
+            rules,
+            ..Found::default()
+        }
     }
 
     #[test]
@@ -267,8 +359,8 @@ mod tests {
         let mut marker = marker();
         marker.found(Found::default(), Lsn(0), &Coverage::default(), false);
         assert_eq!(marker.next(), 1);
-        assert_eq!(marker.answered(&Value::Int(1)), Answer::Written);
-        assert_eq!(marker.held, Held { owner: "me".into(), seq: "1".into() });
+        assert_eq!(marker.answered(&[Value::Int(1)]), Answer::Written);
+        assert_eq!(marker.places[0].held, Held { owner: "me".into(), seq: "1".into() });
         assert_eq!(marker.next(), 2);
     }
 
@@ -278,11 +370,11 @@ mod tests {
         for (owner, seq, word) in [("", "", "emptied"), ("you", "4", "another waltag"), ("me", "1", "went back")] {
             let mut marker = marker();
             marker.found(found("me", "3", "0/10"), Lsn(0), &Coverage::default(), false);
-            let Answer::Refused(reason) = marker.answered(&Value::Array(vec![bulk(owner), bulk(seq)])) else {
+            let Answer::Refused(reason) = marker.answered(&[Value::Array(vec![bulk(owner), bulk(seq)])]) else {
                 panic!()
             };
             assert!(reason.sentence.contains(word), "{reason}");
-            assert_eq!(marker.held, Held { owner: owner.into(), seq: seq.into() });
+            assert_eq!(marker.places[0].held, Held { owner: owner.into(), seq: seq.into() });
         }
     }
 
@@ -305,7 +397,7 @@ mod tests {
         let loss = |again: Found| {
             let mut marker = marker();
             marker.found(found("old", "9", "0/20"), Lsn(0x20), &Coverage::default(), false);
-            marker.answered(&Value::Int(1));
+            marker.answered(&[Value::Int(1)]);
             marker.found(again, Lsn(0x99), &Coverage::default(), false).map(|gap| gap.sentence)
         };
         assert_eq!(loss(found("me", "10", "0/20")), None);

@@ -18,13 +18,16 @@ mod followers;
 pub mod formula;
 pub mod gap;
 pub mod lane;
+pub mod location;
 pub mod marker;
+pub mod masters;
 pub mod options;
 pub mod pattern;
 pub mod reach;
 mod released;
 mod releases;
 pub mod repeats;
+mod slots;
 pub mod step;
 pub mod sweep;
 
@@ -34,6 +37,7 @@ use crate::rules::diagnostic::Place;
 use crate::rules::style::Style;
 use crate::source::endpoint::Endpoint;
 use dialect::Dialect;
+use location::Location;
 use reach::Reach;
 use step::{Action, Step};
 
@@ -44,8 +48,8 @@ pub struct Cache {
     pub name: String,
     /// Where it is defined.
     pub place: Place,
-    /// Where Redis is, with credentials: never printed; [`Cache::address`] is for people.
-    pub url: redis::ConnectionInfo,
+    /// Where Redis is.
+    pub location: Location,
     /// The client library.
     pub dialect: &'static Dialect,
     /// How values become text.
@@ -77,8 +81,8 @@ impl Cache {
     /// Is it the same Redis, under the same options? Credentials may differ, and what is no matter of keys and values: `repeat`, `guard`, `fence`, `detach_after`, how a sweep
     /// goes.
     pub fn is_same(&self, other: &Cache) -> bool {
-        let encrypted = |cache: &Cache| matches!(cache.url.addr(), redis::ConnectionAddr::TcpTls { .. });
-        let place = self.address() == other.address() && encrypted(self) == encrypted(other);
+        let kind = |cache: &Cache| (cache.address(), cache.location.is_encrypted(), cache.location.is_cluster());
+        let place = kind(self) == kind(other);
         place && self.replicas == other.replicas && self.name == other.name && self.options_id() == other.options_id()
     }
 
@@ -94,9 +98,6 @@ impl Cache {
 
     /// Host and database without credentials.
     pub fn address(&self) -> String {
-        match self.url.redis_settings().db() {
-            0 => self.url.addr().to_string(),
-            database => format!("{}/{database}", self.url.addr()),
-        }
+        self.location.address()
     }
 }

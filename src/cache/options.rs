@@ -4,11 +4,12 @@ mod spoken;
 
 use std::time::Duration;
 
-use redis::{ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates};
+use redis::{ClientTlsConfig, TlsCertificates};
 
 use super::Cache;
 use super::dialect::Dialect;
 use super::dialects;
+use super::location::{self, Location};
 use super::step::{Action, Step};
 use crate::quantity;
 use crate::rules::diagnostic::{Diagnostic, Place, Severity};
@@ -32,7 +33,7 @@ const LONGEST_FENCE: Duration = Duration::from_secs(60);
 const LOCKING: &[u8] = b":tag_07743_";
 /// Options of every cache.
 pub const COMMON: [(&str, &str); 12] = [
-    ("url", "where Redis is: redis://, rediss://, redis+unix://"),
+    ("url", "where Redis is: redis://, rediss://, redis+unix://, redis+cluster://host:port,host:port"),
     ("cacert", "with rediss://: certificate of the authority, a PEM file"),
     ("cert", "our certificate"),
     ("key", "its key"),
@@ -64,10 +65,13 @@ impl Cache {
         let what = format!("a cache of dialect {}", dialect.name);
         let fields = Fields::of(node, &what, &known, problems)?;
         let mut reader = Reader { fields, around, problems };
-        let url = reader.url();
+        let location = reader.location();
         reader.verified(dialect, key);
         let style = reader.style(dialect);
-        let spoken = reader.spoken(dialect, &what);
+        let mut spoken = reader.spoken(dialect, &what);
+        if location.as_ref().is_some_and(Location::is_cluster) {
+            spoken = spoken.and_then(|spoken| reader.spread(spoken));
+        }
         let repeat = reader.repeat();
         let replicas = reader.replicas();
         let fence = spoken.as_ref().and_then(|(steps, _)| reader.fence(steps, &repeat));
@@ -80,7 +84,7 @@ impl Cache {
         Some(Cache {
             name: key.name.clone(),
             place: key.place.clone(),
-            url: url?,
+            location: location?,
             dialect,
             style,
             steps,
@@ -148,37 +152,27 @@ impl Reader<'_> {
         found
     }
 
-    fn url(&mut self) -> Option<ConnectionInfo> {
+    fn location(&mut self) -> Option<Location> {
         self.fields.require("url", "the cache", self.problems)?;
         let (place, text) = self.text("url")?;
-        let scheme = text.split("://").next().unwrap_or_default();
         // The message must not quote the URL: it may hold a password.
-        let help =
-            "write redis://[user:password@]host:6379/DB, rediss:// for TLS, or redis+unix:///path/redis.sock?db=DB";
-        let wrong = |sentence: &str| place.error("url", sentence).help(help);
-        if !matches!(scheme, "redis" | "rediss" | "unix" | "redis+unix") {
-            self.problems.push(wrong("a Redis URL starts with redis://, rediss:// or redis+unix://"));
-            return None;
-        }
+        let wrong = |sentence: &str| place.error("url", sentence);
         if text.ends_with("#insecure") {
-            self.problems.push(
-                place
-                    .error("url", "a certificate that is not verified protects from nobody")
-                    .help("give the certificate of its authority as `cacert: FILE`"),
-            );
+            let problem = wrong("a certificate that is not verified protects from nobody");
+            self.problems.push(problem.help("give the certificate of its authority as `cacert: FILE`"));
             return None;
         }
-        match text.as_str().into_connection_info() {
-            Ok(info) => self.certificates(info),
-            Err(_) => {
-                self.problems.push(wrong("this is not a Redis URL"));
+        match Location::parse(&text) {
+            Ok(location) => self.certificates(location),
+            Err(sentence) => {
+                self.problems.push(wrong(sentence).help(location::FORMS));
                 None
             }
         }
     }
 
     /// `cacert`, `cert` and `key`, as redis-cli calls them: PEM files for `rediss://`.
-    fn certificates(&mut self, info: ConnectionInfo) -> Option<ConnectionInfo> {
+    fn certificates(&mut self, location: Location) -> Option<Location> {
         let mut file = |name: &str| -> Option<(Place, Vec<u8>)> {
             let (place, path) = self.text(name)?;
             match self.around.read(&path) {
@@ -191,8 +185,8 @@ impl Reader<'_> {
         };
         let (root, certificate, key) = (file("cacert"), file("cert"), file("key"));
         let first = [&root, &certificate, &key].into_iter().flatten().next().map(|(place, _)| place.clone());
-        let Some(place) = first else { return Some(info) };
-        if !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+        let Some(place) = first else { return Some(location) };
+        if !location.is_encrypted() {
             self.problems.push(place.error("option", "certificates are for TLS: write the URL as rediss://"));
             return None;
         }
@@ -205,8 +199,12 @@ impl Reader<'_> {
             }
         };
         let certificates = TlsCertificates { client_tls, root_cert: root.map(|(_, content)| content) };
-        match redis::Client::build_with_tls(info, certificates) {
-            Ok(client) => Some(client.get_connection_info().clone()),
+        let with = |info| {
+            let client = redis::Client::build_with_tls(info, certificates.clone())?;
+            Ok::<_, redis::RedisError>(client.get_connection_info().clone())
+        };
+        match location.each(with) {
+            Ok(location) => Some(location),
             Err(error) => {
                 self.problems.push(place.error("option", format!("these certificates cannot be used: {error}")));
                 None

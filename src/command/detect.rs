@@ -1,12 +1,11 @@
 //! `waltag detect URL`: what the keys of a live Redis say about its clients.
 
-use redis::IntoConnectionInfo;
-
 use super::show;
-use crate::cache::connection::limits;
 use crate::cache::detect::{Found, Sample, sample};
 use crate::cache::dialect::Verified;
 use crate::cache::dialects;
+use crate::cache::location::{FORMS, Location};
+use crate::cache::masters::Masters;
 use crate::exit::Exit;
 use crate::failure::Failure;
 
@@ -27,14 +26,12 @@ pub(super) async fn caches(url: &str) -> Result<Vec<String>, Failure> {
 }
 
 async fn look(url: &str) -> Result<Sample, Failure> {
-    // The message must not quote the URL: it may hold a password.
-    let wrong = |_| Failure::new(Exit::Usage, "this is not a Redis URL: write redis://[user:password@]host:6379/DB");
-    let info = url.into_connection_info().map_err(wrong)?;
-    let address = info.addr().to_string();
+    let wrong = |sentence| Failure::new(Exit::Usage, format!("{sentence}: {FORMS}"));
+    let location = Location::parse(url).map_err(wrong)?;
+    let address = location.address();
     let away = |error: redis::RedisError| Failure::new(Exit::Unavailable, format!("Redis at {address}: {error}"));
-    let client = redis::Client::open(info).map_err(away)?;
-    let mut connection = client.get_multiplexed_async_connection_with_config(&limits()).await.map_err(away)?;
-    sample(&mut connection).await.map_err(away)
+    let mut masters = Masters::open(&location, [].into()).await.map_err(away)?;
+    sample(&mut masters).await.map_err(away)
 }
 
 fn proposals(url: &str, sample: &Sample) -> Vec<String> {

@@ -152,6 +152,10 @@ A client that stores a record and links it to its tags in two steps can die betw
 there: such a record is found by no tag, by the library's own invalidation neither, and lives as long as its expiry says. Where a dialect takes
 `records:`, a sweep finds it.
 
+On a Redis Cluster (`url: redis+cluster://...`) every command goes to the master of its key. `MEMBERS` only lists a set where it is and drops the
+records where they are; the links stay, as a link that goes apart from its record could orphan one that is stored between the two: the client's
+own housekeeping takes them. A sweep looks at every master, and twice where slots move meanwhile. `django-cacheops` needs one server.
+
 ";
 
 /// `tests/it/dialects.rs` runs them.

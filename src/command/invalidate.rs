@@ -3,9 +3,10 @@
 use super::{cache_named, load, show};
 use crate::cache::Cache;
 use crate::cache::command::{Draw, commands};
-use crate::cache::connection::{self, Error};
+use crate::cache::connection::Error;
 use crate::cache::exchange::{Replies, exchange};
 use crate::cache::gap::Keys;
+use crate::cache::masters;
 use crate::cache::pattern::Pattern;
 use crate::cache::sweep::{Pace, sweep};
 use crate::exit::Exit;
@@ -43,10 +44,10 @@ pub async fn invalidate(
 }
 
 async fn send(cache: &Cache, tags: &[String]) -> Result<(), Error> {
-    let mut connection = connection::open(cache).await?;
+    let mut masters = masters::open(cache, None).await?;
     let list = tags.iter().flat_map(|tag| commands(cache, tag.as_bytes(), Draw::new(cache))).collect();
     let mut replies = Replies::default();
-    exchange(cache, &mut connection, None, list, &mut replies).await?;
+    exchange(cache, &mut masters, Vec::new(), list, &mut replies).await?;
     if let Some(futile) = replies.futile {
         return Err(futile.1);
     }

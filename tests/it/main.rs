@@ -7,6 +7,7 @@ mod bench;
 mod changes;
 mod chaos;
 mod clients;
+mod cluster;
 mod commands;
 mod crash;
 mod demo;

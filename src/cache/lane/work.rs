@@ -7,8 +7,10 @@ use redis::Value;
 use tokio::time::{Instant, sleep_until};
 
 use super::super::batch::Batch;
+use super::super::command::Command;
 use super::super::connection::{Error, Kind};
 use super::super::coverage::Coverage;
+use super::super::exchange::Replies;
 use super::super::flight::{Outcome, claim, connect, flight};
 use super::super::gap::{Gap, Scope};
 use super::super::marker::{Answer, BEHIND, Found, OTHER_DAEMON};
@@ -46,7 +48,7 @@ impl Lane {
     }
 
     /// A write of the marker. During a resync it tells of nothing, so that a crash starts the resync again.
-    fn marker_write(&mut self) -> redis::Cmd {
+    fn marker_write(&mut self) -> Vec<Command> {
         let resyncing = self.sweeps.resyncing().is_some();
         self.forgotten |= resyncing;
         // As long as it is in doubt, a crash must find what stood there.
@@ -71,7 +73,7 @@ impl Lane {
         // The marker tells of the batches before this one, all of whose replies were good.
         let moved = self.has_moved() || Instant::now() >= self.marked_at + MARKER_INTERVAL;
         let marker = self.progress.filter(|_| moved && !self.paused);
-        let write = marker.map(|_| self.marker_write());
+        let write = marker.map(|_| self.marker_write()).unwrap_or_default();
         let followers = self.next.tags.is_empty() && self.followers.ready().is_some();
         let (batch, repeat) = self.next_batch();
         let told = marker.filter(|_| self.sweeps.resyncing().is_none());
@@ -109,7 +111,11 @@ impl Lane {
                     // To connect is to claim, and another daemon may hold the slot now.
                     self.work = Some(rest_until(Instant::now() + MARKER_PAUSE));
                 } else if self.connection.is_none() {
-                    self.work = Some(Box::pin(connect(self.cache.clone(), self.marker.load(), self.marker.read())));
+                    self.work = Some(Box::pin(connect(
+                        self.cache.clone(),
+                        self.marker.key().to_owned(),
+                        self.marker.witnesses(),
+                    )));
                 }
                 None
             }
@@ -123,7 +129,7 @@ impl Lane {
                 self.in_flight.marker = self.progress.filter(|_| self.sweeps.resyncing().is_none());
                 gap.map(Event::Resync)
             }
-            Outcome::Claimed(Ok(answer)) => Some(match self.marked_by(&answer) {
+            Outcome::Claimed(Ok(answers)) => Some(match self.marked_by(&answers) {
                 told @ (None | Some(Event::Full)) => {
                     (self.attempted, self.trouble) = (true, None);
                     told.unwrap_or(Event::Up)
@@ -134,8 +140,10 @@ impl Lane {
                     refusal
                 }
             }),
-            Outcome::Landed { batch, marker, result, futile } => {
-                let refusal = marker.and_then(|answer| self.marked_by(&answer));
+            Outcome::Landed { batch, replies: Replies { markers, futile, moved }, result } => {
+                let refusal = (!markers.is_empty()).then(|| self.marked_by(&markers)).flatten();
+                // The slots lie otherwise now: who has them is asked again, and what stands there.
+                self.reread |= moved;
                 let flight = std::mem::take(&mut self.in_flight);
                 match result {
                     Ok(()) => {
@@ -227,11 +235,11 @@ impl Lane {
 
     /// Takes the answer to a marker. A refusal is a loss: it is told, everything goes stale, and the next write claims what
     /// stands there now.
-    pub(super) fn marked_by(&mut self, answer: &Value) -> Option<Event> {
+    pub(super) fn marked_by(&mut self, answers: &[Value]) -> Option<Event> {
         let wanted = self.in_flight.marker.take();
         let edition = self.in_flight.edition.take();
         self.marked_at = Instant::now();
-        match self.marker.answered(answer) {
+        match self.marker.answered(answers) {
             Answer::Written => {
                 self.written = self.written.max(wanted);
                 self.full = false;

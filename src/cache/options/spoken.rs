@@ -80,6 +80,24 @@ impl Reader<'_> {
         }
     }
 
+    /// In a Cluster, what one script cannot do on several nodes is done from here.
+    pub(super) fn spread(&mut self, (mut steps, reach): (Vec<Step>, Reach)) -> Option<(Vec<Step>, Reach)> {
+        for step in &mut steps {
+            match &mut step.action {
+                // To drop a link apart from its record would orphan a record that is stored between the two.
+                Action::Members(members) => members.links = "list",
+                Action::Rows { .. } => {
+                    let message =
+                        "this client's own scripts need all keys on one server: it does not work on a Cluster";
+                    self.problems.push(self.fields.place.error("option", message));
+                    return None;
+                }
+                _ => {}
+            }
+        }
+        Some((steps, reach))
+    }
+
     /// A sweep must not drop what is not the cache's.
     fn own_records(&mut self, reach: &Reach, open: bool) -> bool {
         let any = |way: &Way| matches!(way, Way::Records { head, .. } | Way::Entries { head, .. } if head.is_empty());

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
 use super::super::Cache;
-use super::super::command::{Command, Draw, act, commands, on_key};
-use super::super::connection::{self, Error, Kind};
+use super::super::command::{Command, Draw, act, commands, in_turns, on_key};
+use super::super::connection::{Error, Kind};
 use super::super::exchange::{Replies, exchange};
 use super::super::formula::Fill;
 use super::super::gap::Keys;
+use super::super::masters::{self, Masters};
 use super::super::pattern::{Matcher, Pattern, common_glob};
 use super::super::reach::Way;
 use super::super::step::{Action, Step};
@@ -48,7 +48,7 @@ pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) ->
     }
     let own = cache.steps.iter().filter(|step| step.names_tags());
     let own = own.filter_map(|step| Some((step, Pattern::of_formula(&step.key)?))).collect();
-    let mut pass = Pass { cache, own, connection: connection::open(cache).await?, pace, swept: 0 };
+    let mut pass = Pass { cache, own, masters: masters::open(cache, None).await?, pace, swept: 0 };
     let tags: Vec<&Vec<u8>> = tags.iter().collect();
     for slice in tags.chunks(COUNT) {
         let draw = Draw::new(cache);
@@ -57,14 +57,26 @@ pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) ->
     if patterns.is_empty() {
         return Ok(pass.swept);
     }
-    let matcher = Matcher::new(&patterns);
-    for way in &cache.reach.ways {
-        if let Way::Index { hash, entry } = way {
-            pass.index(hash, entry, &matcher).await?;
+    let (matcher, glob) = (Matcher::new(&patterns), common_glob(&patterns));
+    // A key that moves to another master while both are looked at may be seen on neither. It moves one way: what a first pass missed has
+    // arrived before a second begins.
+    let mut again = false;
+    loop {
+        let before = pass.layout().await?;
+        pass.everywhere(&glob, &matcher).await?;
+        let after = pass.layout().await?;
+        if before == after && !after.is_moving {
+            break;
         }
-    }
-    if cache.reach.ways.iter().any(|way| !matches!(way, Way::Index { .. })) {
-        pass.keys(&common_glob(&patterns), &matcher).await?;
+        if before.is_growing || after.is_growing {
+            let sentence = "slots move to a master that has none yet; the sweep begins again".into();
+            return Err(Error { cache: cache.name.clone(), address: cache.address(), sentence, kind: Kind::Away });
+        }
+        if again {
+            break;
+        }
+        again = true;
+        pass.masters = masters::open(cache, None).await?;
     }
     let nobody = Draw::new(cache).fill(b"");
     let clear = cache.reach.clear.iter().filter_map(|step| act(&step.action, step.key.render(&nobody), &nobody));
@@ -80,20 +92,41 @@ struct Pass<'a> {
     cache: &'a Cache,
     /// The steps whose keys are the tags' own, and what such a key looks like.
     own: Vec<(&'a Step, Pattern)>,
-    connection: MultiplexedConnection,
+    masters: Masters,
     pace: Pace,
     swept: u64,
 }
 
 impl Pass<'_> {
+    async fn layout(&mut self) -> Result<masters::Layout, Error> {
+        self.masters.layout().await.map_err(|error| Error::new(self.cache, &error))
+    }
+
+    /// Every way, on every master.
+    async fn everywhere(&mut self, glob: &[u8], matcher: &Matcher<'_>) -> Result<(), Error> {
+        let cache = self.cache;
+        for way in &cache.reach.ways {
+            if let Way::Index { hash, entry } = way {
+                self.index(hash, entry, matcher).await?;
+            }
+        }
+        if cache.reach.ways.iter().all(|way| matches!(way, Way::Index { .. })) {
+            return Ok(());
+        }
+        for master in 0..self.masters.count() {
+            self.keys(master, glob, matcher).await?;
+        }
+        Ok(())
+    }
+
     /// SCAN, for keys that match.
-    async fn keys(&mut self, glob: &[u8], matcher: &Matcher<'_>) -> Result<(), Error> {
+    async fn keys(&mut self, master: usize, glob: &[u8], matcher: &Matcher<'_>) -> Result<(), Error> {
         let mut cursor = 0_u64;
         loop {
             let begin = Instant::now();
             let mut scan = redis::cmd("SCAN");
             scan.arg(cursor).arg("MATCH").arg(glob).arg("COUNT").arg(COUNT);
-            let scanned = scan.query_async(&mut self.connection).await;
+            let scanned = self.masters.ask(master, &scan).await;
             let (next, keys): (u64, Vec<Vec<u8>>) = scanned.map_err(|error| Error::new(self.cache, &error))?;
             // No pattern ever touches the markers.
             let owed = |key: &&Vec<u8>| !key.starts_with(b"waltag:") && matcher.matches(key);
@@ -116,11 +149,12 @@ impl Pass<'_> {
     /// HSCAN, for records one of whose tags matches.
     async fn index(&mut self, hash: &[u8], entry: &[Step], matcher: &Matcher<'_>) -> Result<(), Error> {
         let mut cursor = 0_u64;
+        let master = self.masters.of(hash).ok_or_else(|| masters::nobody(self.cache))?;
         loop {
             let begin = Instant::now();
             let mut scan = redis::cmd("HSCAN");
             scan.arg(hash).arg(cursor).arg("COUNT").arg(COUNT);
-            let scanned = scan.query_async(&mut self.connection).await;
+            let scanned = self.masters.ask(master, &scan).await;
             let (next, fields): (u64, Vec<Field>) = match scanned.map_err(|error| Error::new(self.cache, &error)) {
                 Ok(scanned) => scanned,
                 // It is no hash: no client of this dialect has written it.
@@ -142,7 +176,8 @@ impl Pass<'_> {
                 if !entry.is_empty() && (unreadable || !matching.is_empty()) {
                     found += 1;
                     let fill = Fill { member: record, ..draw.fill(b"") };
-                    owed.extend(entry.iter().filter_map(|step| act(&step.action, step.key.render(&fill), &fill)));
+                    let steps = entry.iter().filter_map(|step| act(&step.action, step.key.render(&fill), &fill));
+                    owed.extend(in_turns(steps));
                 } else {
                     stale.extend(matching.into_iter().map(str::to_owned));
                 }
@@ -165,7 +200,7 @@ impl Pass<'_> {
             return Ok(());
         }
         let mut replies = Replies::default();
-        exchange(self.cache, &mut self.connection, None, commands, &mut replies).await?;
+        exchange(self.cache, &mut self.masters, Vec::new(), commands, &mut replies).await?;
         if let Some(futile) = replies.futile {
             tracing::error!(
                 cache = self.cache.name,
@@ -190,7 +225,7 @@ impl Pass<'_> {
                 }
                 Way::Entries { head, record } if starts(head) => {
                     let fill = Fill { member: key.get(head.len()..).unwrap_or_default(), ..draw.fill(b"") };
-                    return [record.render(&fill), key.to_vec()].into_iter().filter_map(drop).collect();
+                    return in_turns([record.render(&fill), key.to_vec()].into_iter().filter_map(drop)).collect();
                 }
                 Way::Tables { head, step } if starts(head) => {
                     return act(&step.action, key.to_vec(), &draw.fill(b"")).into_iter().collect();

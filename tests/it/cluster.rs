@@ -1,0 +1,275 @@
+//! A Redis Cluster: three masters, every key where its slot is.
+
+use redis::aio::MultiplexedConnection;
+use waltag::demo::servers::{Redis, free_port};
+
+use crate::support::{Daemon, World, fail, signal, succeed, until};
+
+const RULES: &str = r#"{version: 1, caches: {
+    c: {url: "{cluster}", dialect: keys}, m: {url: "{cluster}", dialect: set, tag_prefix: "tag:", prefix: "record:"}},
+  rules: [{table: first_model, tags: ["user:<id>"], caches: [c, m]}]}"#;
+
+/// Private servers that make up one Cluster.
+struct Cluster {
+    nodes: Vec<Redis>,
+    buses: Vec<u16>,
+}
+
+impl Cluster {
+    /// Three masters, and replicas of the first.
+    async fn new(replicas: usize) -> Cluster {
+        let (mut nodes, mut buses) = (Vec::new(), Vec::new());
+        for _ in 0..3 + replicas {
+            // 10,000 above a port there may be none.
+            let bus = free_port().unwrap();
+            let settings = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port"];
+            nodes.push(Redis::start(&[settings.as_slice(), &[&bus.to_string()]].concat()).unwrap());
+            buses.push(bus);
+        }
+        let cluster = Cluster { nodes, buses };
+        for (index, (first, last)) in [(0, 5_460), (5_461, 10_922), (10_923, 16_383)].into_iter().enumerate() {
+            cluster.run(index, &format!("CLUSTER ADDSLOTSRANGE {first} {last}")).await;
+        }
+        for (node, bus) in cluster.nodes.iter().zip(&cluster.buses).skip(1) {
+            cluster.run(0, &format!("CLUSTER MEET 127.0.0.1 {} {bus}", node.port)).await;
+        }
+        let all = format!("cluster_known_nodes:{}", cluster.nodes.len());
+        for index in 0..cluster.nodes.len() {
+            cluster.knows(index, "CLUSTER INFO", &all).await;
+        }
+        let first = cluster.id(0).await;
+        for index in 3..cluster.nodes.len() {
+            cluster.run(index, &format!("CLUSTER REPLICATE {first}")).await;
+            cluster.knows(index, "INFO replication", "master_link_status:up").await;
+        }
+        for index in 0..cluster.nodes.len() {
+            cluster.knows(index, "CLUSTER INFO", "cluster_state:ok").await;
+        }
+        cluster
+    }
+
+    async fn node(&self, index: usize) -> MultiplexedConnection {
+        redis::Client::open(self.nodes[index].url(0)).unwrap().get_multiplexed_async_connection().await.unwrap()
+    }
+
+    async fn run(&self, index: usize, command: &str) -> String {
+        let mut words = command.split(' ');
+        let mut packed = redis::cmd(words.next().unwrap());
+        words.for_each(|word| {
+            packed.arg(word);
+        });
+        let answer: redis::Value =
+            packed.query_async(&mut self.node(index).await).await.unwrap_or_else(|error| panic!("{command}: {error}"));
+        redis::from_redis_value_ref(&answer).unwrap_or_default()
+    }
+
+    async fn knows(&self, index: usize, command: &str, text: &str) {
+        until(text, || async { self.run(index, command).await.contains(text) }).await;
+    }
+
+    async fn id(&self, index: usize) -> String {
+        self.run(index, "CLUSTER MYID").await
+    }
+
+    fn url(&self) -> String {
+        let hosts: Vec<String> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+        format!("redis+cluster://{}", hosts.join(","))
+    }
+
+    /// The node that has a key's slot.
+    async fn of(&self, key: &str) -> usize {
+        let slot: u16 = self.run(0, &format!("CLUSTER KEYSLOT {key}")).await.parse().unwrap();
+        [5_461, 10_923, 16_384].into_iter().position(|end| slot < end).unwrap()
+    }
+
+    async fn set(&self, key: &str) {
+        self.run(self.of(key).await, &format!("SET {key} cached")).await;
+    }
+
+    /// Keys that are there, without the markers.
+    async fn keys(&self) -> Vec<String> {
+        let mut keys = Vec::new();
+        for index in 0..3 {
+            let own: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut self.node(index).await).await.unwrap();
+            keys.extend(own.into_iter().filter(|key| !key.starts_with("waltag:")));
+        }
+        keys.sort();
+        keys
+    }
+}
+
+/// A world with a Cluster, its rules and a daemon whose first resync is over.
+async fn settled(rules: &str, replicas: usize) -> (World, Cluster, Daemon) {
+    let (world, cluster) = (World::new().await, Cluster::new(replicas).await);
+    world.setup(&rules.replace("{cluster}", &cluster.url()));
+    world
+        .sql()
+        .await
+        .batch_execute("INSERT INTO first_model SELECT n, '' FROM generate_series(1, 300) n")
+        .await
+        .unwrap();
+    let daemon = world.watched();
+    daemon.readyz(200);
+    (world, cluster, daemon)
+}
+
+#[tokio::test]
+async fn tags_go_stale_on_every_master() {
+    let (world, cluster, _daemon) = settled(RULES, 0).await;
+    let sql = world.sql().await;
+    for id in 1..=300 {
+        cluster.set(&format!("user:{id}")).await;
+    }
+    cluster.set("other").await;
+    // The set of a tag and its records are on different nodes.
+    for record in ["a", "b", "c", "d"] {
+        cluster.set(&format!("record:{record}")).await;
+        cluster.run(cluster.of("tag:user:7").await, &format!("SADD tag:user:7 {record}")).await;
+    }
+    sql.batch_execute("UPDATE first_model SET name = 'x'").await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(
+        cluster.keys().await,
+        ["other", "tag:user:7"],
+        "the links stay: one that goes by itself could orphan a record"
+    );
+
+    for id in 1..=300 {
+        cluster.set(&format!("user:{id}")).await;
+    }
+    for record in ["a", "b", "c", "d"] {
+        cluster.set(&format!("record:{record}")).await;
+    }
+    sql.batch_execute("TRUNCATE first_model").await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(cluster.keys().await, ["other", "tag:user:7"], "a sweep looks at every master");
+    let output = succeed(&mut world.waltag("waltag", &["invalidate", "--cache", "c", "other"]));
+    assert!(output.contains("1 tag"), "{output}");
+    assert_eq!(cluster.keys().await, ["tag:user:7"]);
+    let detected = succeed(&mut world.waltag("waltag", &["detect", &cluster.url()]));
+    assert!(detected.contains("caches:"), "{detected}");
+}
+
+/// Each master has a witness of its own: what stands on another says nothing of it.
+#[tokio::test]
+async fn a_master_that_lost_writes_is_a_gap() {
+    for emptied in 0..3 {
+        let (_world, cluster, daemon) = settled(RULES, 0).await;
+        cluster.run(emptied, "FLUSHALL").await;
+        daemon.wait_for("this Redis was emptied or lost writes");
+        // Both caches, and before that the first start of each.
+        daemon.wait_for_count("resync complete", 4);
+    }
+}
+
+/// An ordinary restart is none, and what did not change stays cached.
+#[tokio::test]
+async fn a_restart_is_no_gap() {
+    let (world, cluster, daemon) = settled(RULES, 0).await;
+    for id in 1..=50 {
+        cluster.set(&format!("user:{id}")).await;
+    }
+    world.settled(&world.sql().await).await;
+    assert_eq!(daemon.stop(), Some(0));
+    let daemon = world.watched();
+    daemon.readyz(200);
+    assert!(!daemon.log().contains("resync"), "{}", daemon.log());
+    assert_eq!(cluster.keys().await.len(), 50);
+}
+
+/// A slot on its way: keys that have left answer ASK, after it has arrived MOVED. Nothing is missed, nothing is swept.
+#[tokio::test]
+async fn slots_move_under_the_daemon() {
+    let (world, cluster, daemon) = settled(RULES, 0).await;
+    let sql = world.sql().await;
+    let key = "user:42";
+    let slot = cluster.run(0, &format!("CLUSTER KEYSLOT {key}")).await;
+    let from = cluster.of(key).await;
+    let to = (from + 1) % 3;
+    let (source, target) = (cluster.id(from).await, cluster.id(to).await);
+    cluster.set(key).await;
+    cluster.run(to, &format!("CLUSTER SETSLOT {slot} IMPORTING {source}")).await;
+    cluster.run(from, &format!("CLUSTER SETSLOT {slot} MIGRATING {target}")).await;
+    cluster.run(from, &format!("MIGRATE 127.0.0.1 {} {key} 0 5000", cluster.nodes[to].port)).await;
+    assert_eq!(cluster.keys().await, [key]);
+    sql.batch_execute("UPDATE first_model SET name = 'asked' WHERE id = 42").await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(cluster.keys().await, [""; 0], "while it moves");
+
+    for index in [to, from, 3 - to - from] {
+        cluster.run(index, &format!("CLUSTER SETSLOT {slot} NODE {target}")).await;
+    }
+    cluster.run(to, &format!("SET {key} cached")).await;
+    sql.batch_execute("UPDATE first_model SET name = 'moved' WHERE id = 42").await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(cluster.keys().await, [""; 0], "after it has moved");
+    sql.batch_execute("TRUNCATE first_model").await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(daemon.log().matches("resync complete").count(), 2, "those of the start\n{}", daemon.log());
+}
+
+/// A key that leaves a master before the sweep comes there, for one that it has done: a sweep beside moving slots is done twice.
+#[tokio::test]
+async fn a_sweep_beside_moving_slots_is_done_twice() {
+    let (world, cluster, _daemon) = settled(RULES, 0).await;
+    let sql = world.sql().await;
+    let slot = cluster.run(0, "CLUSTER KEYSLOT user:42").await;
+    let from = cluster.of("user:42").await;
+    let to = (from + 1) % 3;
+    let (source, target) = (cluster.id(from).await, cluster.id(to).await);
+    cluster.run(to, &format!("CLUSTER SETSLOT {slot} IMPORTING {source}")).await;
+    cluster.run(from, &format!("CLUSTER SETSLOT {slot} MIGRATING {target}")).await;
+    let scans = |info: String| -> u64 {
+        info.split("cmdstat_scan:calls=").nth(1).map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+    };
+    let before = scans(cluster.run(from, "INFO commandstats").await);
+    sql.batch_execute("TRUNCATE first_model").await.unwrap();
+    world.settled(&sql).await;
+    // Two caches, two passes each.
+    assert_eq!(scans(cluster.run(from, "INFO commandstats").await) - before, 4);
+}
+
+/// A master fails and its replica, which has not heard of the last invalidations, takes over.
+#[tokio::test]
+async fn a_replica_that_is_behind_takes_over() {
+    let (world, cluster, daemon) = settled(RULES, 1).await;
+    let sql = world.sql().await;
+    let mut of_first = Vec::new();
+    for id in 1..=300 {
+        let key = format!("user:{id}");
+        if cluster.of(&key).await == 0 {
+            of_first.push(key);
+        }
+    }
+    for key in &of_first {
+        cluster.run(0, &format!("SET {key} cached")).await;
+    }
+    cluster.run(0, "WAIT 1 5000").await;
+    // It hears nothing from now on.
+    signal(cluster.nodes[3].pid().unwrap(), "STOP");
+    cluster.run(0, "CLIENT KILL TYPE replica").await;
+    sql.batch_execute("UPDATE first_model SET name = 'x'").await.unwrap();
+    world.settled(&sql).await;
+    assert!(cluster.keys().await.is_empty());
+    signal(cluster.nodes[0].pid().unwrap(), "KILL");
+    signal(cluster.nodes[3].pid().unwrap(), "CONT");
+    cluster.run(3, "CLUSTER FAILOVER TAKEOVER").await;
+    daemon.wait_for("lost writes");
+    daemon.readyz(200);
+    until("what came back is stale", || async {
+        let left: Vec<String> = redis::cmd("KEYS").arg("user:*").query_async(&mut cluster.node(3).await).await.unwrap();
+        left.is_empty()
+    })
+    .await;
+}
+
+/// What a client's own scripts cannot do there, waltag cannot either.
+#[tokio::test]
+async fn what_needs_one_server_is_refused() {
+    let world = World::new().await;
+    world.rules(
+        r#"{version: 1, caches: {c: {url: "redis+cluster://a:1", dialect: django-cacheops}}, rules: [{table: first_model, rows: true}]}"#,
+    );
+    let said = fail(&mut world.waltag("postgres", &["check"]), 65);
+    assert!(said.contains("does not work on a Cluster"), "{said}");
+}
