@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::source::replication::slot::Mode;
+use crate::source::replication::slot::{Feed, Mode};
 
 /// Makes tagged cache entries in Redis stale when PostgreSQL rows change, after the commit.
 #[derive(Parser, Debug)]
@@ -29,6 +29,15 @@ pub struct Typed {
     /// Rule file, directory or glob; may be repeated (WALTAG_RULES, separated by `:`; default /etc/waltag/rules.d)
     #[arg(long, global = true, value_name = "PATH")]
     pub rules: Vec<String>,
+    /// Where changes come from: logical replication, or a table that triggers fill (WALTAG_SOURCE; default replication)
+    #[arg(long, global = true, value_name = "SOURCE")]
+    pub source: Option<Feed>,
+    /// How often the outbox is looked at beside its notifications (WALTAG_POLL; default 1s)
+    #[arg(long, global = true, value_name = "TIME")]
+    pub poll: Option<String>,
+    /// Do not LISTEN at the outbox, nor let its triggers NOTIFY: for poolers, and for very many writers (WALTAG_NO_LISTEN=on)
+    #[arg(long, global = true)]
+    pub no_listen: bool,
     /// Replication slot, and the name of waltag's sessions (WALTAG_SLOT; default waltag)
     #[arg(long, global = true, value_name = "NAME")]
     pub slot: Option<String>,
@@ -190,7 +199,8 @@ pub enum Command {
     },
     /// Wait until everything up to a position was made stale in all caches
     Wait {
-        /// What `pg_current_wal_flush_lsn()` says after the commit
+        /// What `pg_current_wal_flush_lsn()` says after the commit; with `--source outbox` what `pg_current_xact_id()` says before it,
+        /// or `pg_current_snapshot()` after it
         #[arg(value_name = "LSN")]
         lsn: String,
         /// At most this long

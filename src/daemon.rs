@@ -1,7 +1,6 @@
 //! The loop: stream -> flow -> fence -> Redis -> confirm. One task; what runs beside it (a flight to Redis, a snapshot) is
 //! polled by it, so nothing can get ahead of anything else unnoticed.
 
-mod intake;
 mod judging;
 mod looking;
 mod opening;
@@ -18,7 +17,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
-use tokio_postgres::SimpleQueryRow;
 
 use crate::backoff::Backoff;
 use crate::cache::lane::{Event as LaneEvent, Lane};
@@ -32,19 +30,18 @@ use crate::settings::Settings;
 use crate::setup::catalog::Catalog;
 use crate::shutdown::Shutdown;
 use crate::source::lsn::Lsn;
+use crate::source::outbox::Outbox;
+use crate::source::replication::Replication;
 use crate::source::replication::error::{Error, Kind};
-use crate::source::replication::feedback::Feedback;
-use crate::source::replication::{Server, Source};
-use crate::source::session;
+use crate::source::replication::slot::Feed;
+use crate::source::session::Answer;
 use crate::source::visibility::QUERY;
+use crate::source::{Server, Source, Stream};
 use crate::systemd::Manager;
-use intake::take;
 use pulse::Pulse;
 use reload::{Check, Reload};
 use view::View;
 
-/// Frames that are taken without looking at anything else: bounds how late a reply of Redis is seen.
-const FRAMES: usize = 256;
 /// A clean stop waits this long for the batches in flight.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 /// A stream that ends because the server shuts down must be let go within this: the server waits for us.
@@ -63,8 +60,6 @@ const SHOW: Duration = Duration::from_secs(1);
 /// A server that says nothing for this long although it is asked is gone. Behind a large unpublished transaction it may be
 /// busy for long, so the patience doubles with each such end.
 const PATIENCE: RangeInclusive<Duration> = Duration::from_secs(30)..=Duration::from_secs(600);
-
-type Answer = Pin<Box<dyn Future<Output = Result<Vec<SimpleQueryRow>, session::Error>>>>;
 
 /// What a daemon starts with.
 pub struct Start {
@@ -135,7 +130,11 @@ pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
     };
     daemon.show_at_rest();
     loop {
-        let error = match daemon.stream(&mut shutdown).await {
+        let streamed = match daemon.settings.names.feed {
+            Feed::Replication => daemon.stream::<Replication>(&mut shutdown).await,
+            Feed::Outbox => daemon.stream::<Outbox>(&mut shutdown).await,
+        };
+        let error = match streamed {
             Ok(()) => break,
             Err(failure) => failure,
         };
@@ -162,11 +161,11 @@ pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
 
 impl Daemon {
     /// One life of a stream: opens it, and moves rows until it breaks. `Ok` when asked to stop.
-    async fn stream(&mut self, shutdown: &mut Shutdown) -> Result<(), Error> {
+    async fn stream<S: Stream>(&mut self, shutdown: &mut Shutdown) -> Result<(), Error> {
         if self.flow.is_none() {
             self.take_offer();
         }
-        let (mut turn, mut opening) = (tokio::time::interval(IDLE_LOOK), Box::pin(self.open()));
+        let (mut turn, mut opening) = (tokio::time::interval(IDLE_LOOK), Box::pin(self.open::<S>()));
         let (mut source, catalog, confirmed) = loop {
             tokio::select! {
                 () = shutdown.asked() => return Ok(()),
@@ -176,11 +175,11 @@ impl Daemon {
         };
         drop(opening);
         let mut flow = self.resume(&source.server);
-        flow.resume_at(confirmed);
+        flow.resume_at(confirmed, S::FENCED);
         self.board.metrics.connected("postgresql");
         self.view.streaming(&source.place);
         (self.renew, self.blind) = (false, None);
-        (self.streams_inserts, self.reload.reopen_at) = (source.inserts, None);
+        (self.streams_inserts, self.reload.reopen_at) = (source.stream.has_inserts(), None);
         self.begin(&mut flow, &source.server, confirmed);
         self.reload.forget_unjudged();
         match catalog {
@@ -193,7 +192,7 @@ impl Daemon {
         tracing::info!(server = source.place, slot, timeline = server.timeline, %confirmed, "streaming");
         self.tell_streaming(&flow);
         if let Some(Lsn(0)) = self.goal {
-            self.goal = Some(source.end().await?);
+            self.goal = Some(source.stream.end(&source.session).await?);
         }
         let ended = match flow.relations.read_ancestors(&source.session).await {
             Ok(()) => self.pump(&mut source, &mut flow, shutdown).await,
@@ -204,26 +203,31 @@ impl Daemon {
         self.view.broken();
         self.show(&flow);
         self.flow = Some((server, flow));
-        let Source { session, connection, .. } = source;
+        let Source { session, stream, .. } = source;
         drop(session);
-        connection.close(CLOSE_LIMIT).await;
+        stream.close(CLOSE_LIMIT).await;
         ended
     }
 
-    async fn pump(&mut self, source: &mut Source, flow: &mut Flow, shutdown: &mut Shutdown) -> Result<(), Error> {
+    async fn pump<S: Stream>(
+        &mut self,
+        source: &mut Source<S>,
+        flow: &mut Flow,
+        shutdown: &mut Shutdown,
+    ) -> Result<(), Error> {
         let begin = flow.marked();
-        let mut feedback = Feedback::new(begin.unwrap_or_default());
+        source.stream.confirm(begin.unwrap_or_default());
         let mut snapshot: Option<Answer> = None;
         let mut check: Option<Check> = None;
-        let mut pulse = Pulse::new(self.settings.canary, &self.owner, source.version);
+        let canary = self.settings.canary.filter(|_| S::LOGGED);
+        let mut pulse = Pulse::new(canary, &self.owner, source.version);
         let (mut looked, mut check_due, mut show_due) = (Instant::now(), Instant::now(), Instant::now());
         let mut checked = Instant::now();
-        let failed = |error| Error::stream("streaming", "the server", &error);
         loop {
             let advanced = flow.advance();
             self.board.reach(flow.reached());
             if let Some(position) = advanced {
-                feedback.confirm(position);
+                source.stream.confirm(position);
                 if Some(position) > begin {
                     // Only progress ends a series of failures: a stream that breaks at its first message has made none.
                     self.backoff.reset();
@@ -233,7 +237,7 @@ impl Daemon {
             }
             if self.goal.is_some_and(|goal| flow.marked() >= Some(goal)) && flow.lanes.iter().all(Lane::is_attached) {
                 tracing::info!("caught up with the start");
-                return self.drain(source, flow, feedback).await;
+                return self.drain(source, flow).await;
             }
             let room = flow.size() < self.settings.tag_memory;
             // Without room nothing more arrives until the new rules are in force.
@@ -248,7 +252,7 @@ impl Daemon {
             }
             if self.reload.reopen_at.is_some_and(|position| flow.marked() >= Some(position)) {
                 // The slot must start behind the moment when the publication came, or the stream would look for it in vain.
-                feedback.send(&mut source.connection).await.map_err(failed)?;
+                source.stream.tell().await?;
                 return Err(Error::away("the publication of inserts came or went; opening the stream anew"));
             }
             self.announce(flow);
@@ -258,7 +262,7 @@ impl Daemon {
                 show_due = Instant::now() + SHOW;
             }
             if check.is_none() && check_due <= Instant::now() {
-                check = Some(self.check(&source.session));
+                check = Some(self.check::<S>(&source.session, flow.received()));
             }
             let behind = u64::try_from(self.view.slot.unconfirmed).unwrap_or_default();
             if self.settings.max_retained_wal > 0 && behind > self.settings.max_retained_wal {
@@ -272,9 +276,9 @@ impl Daemon {
                 return Err(Error::away("new rules, and no room to receive the rest of a transaction by the old ones"));
             }
             if !room {
-                feedback.heard();
-            } else if feedback.silence() > self.patience {
-                let silence = feedback.silence();
+                source.stream.heard();
+            } else if source.stream.silence() > self.patience {
+                let silence = source.stream.silence();
                 self.patience = (self.patience * 2).min(*PATIENCE.end());
                 return Err(Error::away(format!("{} has not said a word for {silence:.0?}", source.place)));
             }
@@ -283,11 +287,12 @@ impl Daemon {
                 // At once, not by the timer: its resolution of a millisecond was two thirds of the way from COMMIT to stale.
                 snapshot = Some(source.session.ask(QUERY));
             }
-            let nudging = self.settings.flush_nudge || self.board.is_awaited();
+            let nudging = S::LOGGED && (self.settings.flush_nudge || self.board.is_awaited());
             let pulse_due = pulse.due(nudging).filter(|_| pulse.running.is_none());
+            let told = source.stream.due();
             tokio::select! {
                 biased;
-                () = shutdown.asked() => return self.drain(source, flow, feedback).await,
+                () = shutdown.asked() => return self.drain(source, flow).await,
                 error = source.session.closed() => {
                     return Err(Error::session("the SQL session ended", &source.place, &error));
                 }
@@ -301,7 +306,7 @@ impl Daemon {
                     (check, checked) = (None, Instant::now());
                     check_due = checked + CHECK;
                     match answer {
-                        Ok(found) => self.checked(found, flow),
+                        Ok(found) => self.checked(found, flow, source.stream.horizon()),
                         Err(error) => tracing::warn!("the catalog cannot be read: {error}; trying again"),
                     }
                     show_due = Instant::now();
@@ -309,7 +314,7 @@ impl Daemon {
                 answer = wait_for(&mut snapshot) => {
                     snapshot = None;
                     looked = Instant::now();
-                    self.look(answer, flow, &source.place)?;
+                    self.look::<S>(answer, flow, &source.place)?;
                 }
                 (index, event) = flow.next_lane_event() => {
                     let routine = matches!(event, LaneEvent::Sent(..) | LaneEvent::Marked);
@@ -327,25 +332,18 @@ impl Daemon {
                     }
                 }
                 () = sleep_until(pulse_due.unwrap_or(looked)), if pulse_due.is_some() => pulse.send(&source.session),
-                () = self.board.knocked() => {}
-                () = sleep_until(feedback.due()) => feedback.send(&mut source.connection).await.map_err(failed)?,
+                () = self.board.knocked() => source.stream.wake(),
+                () = sleep_until(told.unwrap_or(looked)), if told.is_some() => source.stream.tell().await?,
                 () = sleep_until(check_due.min(show_due)), if check.is_none() => {}
                 () = sleep_until(look), if snapshot.is_none() => snapshot = Some(source.session.ask(QUERY)),
-                frame = source.connection.next(), if room => {
-                    let mut frame = Some(frame.map_err(failed)?);
-                    feedback.heard();
+                arrived = source.stream.next(room) => {
+                    arrived?;
                     let delay = &self.board.metrics.canary_delay;
                     let mut heard = |prefix: &str, content: &[u8]| {
                         pulse.heard(prefix, content).into_iter().for_each(|took| delay.observe(took.as_secs_f64()));
                     };
-                    for _ in 0..FRAMES {
-                        let Some(taken) = frame.take() else { break };
-                        take(taken, source, flow, &mut feedback, &mut heard).await?;
-                        frame = source.connection.buffered().map_err(failed)?;
-                    }
-                    if let Some(last) = frame {
-                        take(last, source, flow, &mut feedback, &mut heard).await?;
-                    }
+                    source.stream.take(&source.session, flow, &mut heard).await?;
+                    self.board.saw(source.stream.polled());
                 }
             }
         }

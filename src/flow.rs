@@ -2,6 +2,7 @@
 //!
 //! Everything here is synchronous; [`crate::daemon`] feeds it and moves what it hands out.
 
+mod said;
 pub mod truncations;
 
 use std::future::poll_fn;
@@ -42,6 +43,7 @@ pub struct Flow {
     pub relations: Relations,
     /// What readers do not see yet.
     pub fence: Fence,
+    fenced: bool,
     /// Tables that were emptied.
     pub truncations: Truncations,
     /// One per cache of the rules.
@@ -86,6 +88,7 @@ impl Flow {
             rules,
             relations,
             fence,
+            fenced: true,
             truncations,
             lanes,
             open: None,
@@ -124,6 +127,12 @@ impl Flow {
                 self.relations.describe_type(*oid, namespace, name);
                 return Ok(());
             }
+            Message::Message { transactional: true, prefix: crate::source::PREFIX, content } => {
+                let open = self.open.as_mut().ok_or(OutOfTurn)?;
+                said::take(content, &self.rules, &mut open.stale, &self.metrics);
+                self.pass_on_what_is_large();
+                return Ok(());
+            }
             Message::Other | Message::Message { .. } => return Ok(()),
             _ => {}
         }
@@ -136,15 +145,21 @@ impl Flow {
         if let Some((_, counter)) = self.changes.iter().find(|(counted, _)| *counted == event) {
             counter.inc();
         }
-        if open.stale.iter().map(Stale::ready).sum::<usize>() > PIECE {
-            self.pass_on(false);
-        }
+        self.pass_on_what_is_large();
         Ok(())
     }
 
-    /// The stream starts behind `position`: everything up to there was confirmed once.
-    pub fn resume_at(&mut self, position: Lsn) {
+    fn pass_on_what_is_large(&mut self) {
+        let ready = self.open.iter().flat_map(|open| &open.stale).map(Stale::ready).sum::<usize>();
+        if ready > PIECE {
+            self.pass_on(false);
+        }
+    }
+
+    /// The stream starts behind `position`: everything up to there was confirmed once. `fenced`: what it brings may not be visible yet.
+    pub fn resume_at(&mut self, position: Lsn, fenced: bool) {
         self.received = self.received.max(position);
+        self.fenced = fenced;
     }
 
     /// Changes may have been missed on the way here: everything that the rules can reach goes stale in every cache.
@@ -205,7 +220,7 @@ impl Flow {
         }
         let Open { xid, floor, committed, .. } = *open;
         let waiting = Waiting { xid, floor, stale, committed, since: Instant::now() };
-        if self.fence.has_seen(xid) {
+        if !self.fenced || self.fence.has_seen(xid) {
             self.send(&waiting);
         } else {
             self.fence.add(waiting);

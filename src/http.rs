@@ -19,7 +19,8 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::metrics::Metrics;
 use crate::quantity;
-use crate::source::lsn::Lsn;
+use crate::source::lsn::{Lsn, Xid};
+use crate::source::visibility::Snapshot;
 use crate::status::Status;
 
 /// A loop that has not turned for this long is stuck: connecting and every query have shorter limits.
@@ -39,11 +40,49 @@ pub struct Reached {
     pub detached: Option<String>,
 }
 
-/// `/wait?lsn=0/16B3748&timeout=5s`.
+/// `/wait?lsn=0/16B3748&timeout=5s`; where an outbox is read `/wait?xid=734` or `/wait?snapshot=730:734:731`.
 #[derive(Deserialize)]
 struct Wait {
-    lsn: String,
+    lsn: Option<String>,
+    xid: Option<String>,
+    snapshot: Option<String>,
     timeout: Option<String>,
+}
+
+/// What somebody waits for.
+enum Token {
+    Position(Lsn),
+    /// A transaction that may still run.
+    Transaction(u64),
+    /// Everything that is visible in it.
+    Snapshot(Snapshot),
+}
+
+impl Token {
+    fn is_in(&self, saw: &Snapshot) -> bool {
+        match self {
+            Token::Position(_) => false,
+            Token::Transaction(xid) => *xid < saw.xmax && saw.sees(Xid(*xid as u32)),
+            Token::Snapshot(snapshot) => saw.sees_all_of(snapshot),
+        }
+    }
+}
+
+impl Wait {
+    fn token(&self) -> Result<Token, String> {
+        match (&self.lsn, &self.xid, &self.snapshot) {
+            (Some(lsn), None, None) => {
+                lsn.parse().map(Token::Position).map_err(|_| format!("`{lsn}` is not a position such as 0/16B3748"))
+            }
+            (None, Some(xid), None) => {
+                xid.parse().map(Token::Transaction).map_err(|_| format!("`{xid}` is not a transaction such as 734"))
+            }
+            (None, None, Some(text)) => Snapshot::parse(text)
+                .map(Token::Snapshot)
+                .ok_or_else(|| format!("`{text}` is not a snapshot such as 730:734:731")),
+            _ => Err("one of lsn, xid and snapshot says what is waited for".into()),
+        }
+    }
 }
 
 /// What the loop and the server share.
@@ -54,6 +93,8 @@ pub struct Board {
     pub metrics: Arc<Metrics>,
     begin: Instant,
     reached: Arc<watch::Sender<Reached>>,
+    /// What a poll of the outbox saw, and by which position that has arrived.
+    saw: Arc<watch::Sender<Option<(Snapshot, Lsn)>>>,
     /// The highest position that somebody waits for.
     wanted: Arc<AtomicU64>,
     /// Somebody has begun to wait.
@@ -72,6 +113,7 @@ impl Board {
             metrics,
             begin: Instant::now(),
             reached,
+            saw: Arc::new(watch::Sender::new(None)),
             wanted: Arc::default(),
             knock: Arc::default(),
             turned: Arc::default(),
@@ -83,6 +125,18 @@ impl Board {
         self.reached.send_if_modified(|known| {
             let news = *known != reached;
             *known = reached;
+            news
+        });
+    }
+
+    /// What was visible when the source was looked at last.
+    pub fn saw(&self, polled: Option<&(Snapshot, Lsn)>) {
+        let Some((_, position)) = polled else { return };
+        self.saw.send_if_modified(|known| {
+            let news = known.as_ref().is_none_or(|(_, known)| known != position);
+            if news {
+                *known = polled.cloned();
+            }
             news
         });
     }
@@ -109,6 +163,25 @@ impl Board {
     pub fn show(&self, status: Status) {
         self.metrics.ready.set(i64::from(status.is_ready()));
         self.status.send_replace(status);
+    }
+
+    /// How far every cache is once it is far enough, or one is detached.
+    async fn wait_for(&self, token: Token) -> Option<Reached> {
+        let mut reached = self.reached.subscribe();
+        let lsn = match token {
+            Token::Position(lsn) => lsn,
+            token => {
+                self.knock.notify_one();
+                let mut saw = self.saw.subscribe();
+                let sees = |saw: &Option<(Snapshot, Lsn)>| saw.as_ref().is_some_and(|(saw, _)| token.is_in(saw));
+                let position = saw.wait_for(sees).await.ok()?.as_ref().map(|(_, position)| *position);
+                position?
+            }
+        };
+        self.wanted.fetch_max(lsn.0, Ordering::Relaxed);
+        self.knock.notify_one();
+        let over = |reached: &Reached| reached.detached.is_some() || reached.position >= lsn;
+        reached.wait_for(over).await.ok().map(|reached| reached.clone())
     }
 
     fn is_alive(&self) -> bool {
@@ -168,23 +241,24 @@ async fn metrics(State(board): State<Board>) -> impl IntoResponse {
 /// 200 once every cache is as far; 503 if one is detached, 504 after the timeout.
 async fn wait(State(board): State<Board>, Query(wait): Query<Wait>) -> (StatusCode, String) {
     let wrong = |sentence: String| (StatusCode::BAD_REQUEST, format!("{sentence}\n"));
-    let Ok(lsn) = wait.lsn.parse::<Lsn>() else {
-        return wrong(format!("`{}` is not a position such as 0/16B3748", wait.lsn));
+    let token = match wait.token() {
+        Ok(token) => token,
+        Err(sentence) => return wrong(sentence),
     };
     let limit = match wait.timeout.as_deref().map_or(Ok(WAIT), quantity::duration) {
         Ok(limit) if limit > LONGEST_WAIT => return wrong(format!("the timeout is at most {LONGEST_WAIT:?}")),
         Ok(limit) => limit,
         Err(sentence) => return wrong(sentence),
     };
-    let mut reached = board.reached.subscribe();
-    board.wanted.fetch_max(lsn.0, Ordering::Relaxed);
-    board.knock.notify_one();
-    let over = |reached: &Reached| reached.detached.is_some() || reached.position >= lsn;
-    match timeout(limit, reached.wait_for(over)).await {
-        Ok(Ok(reached)) => match &reached.detached {
-            Some(cache) => (StatusCode::SERVICE_UNAVAILABLE, format!("the cache {cache} is detached\n")),
-            None => (StatusCode::OK, format!("{}\n", reached.position)),
-        },
+    let outbox = board.saw.borrow().is_some();
+    if outbox && matches!(token, Token::Position(_)) {
+        return wrong("this daemon reads an outbox: wait for an xid or a snapshot, not for an LSN".into());
+    }
+    match timeout(limit, board.wait_for(token)).await {
+        Ok(Some(Reached { detached: Some(cache), .. })) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("the cache {cache} is detached\n"))
+        }
+        Ok(Some(reached)) => (StatusCode::OK, format!("{}\n", reached.position)),
         _ => (StatusCode::GATEWAY_TIMEOUT, format!("not yet: {}\n", board.reached.borrow().position)),
     }
 }

@@ -37,6 +37,8 @@ pub struct Metrics {
     pub reload_failures: Counter,
     /// Changes whose tags could not be listed.
     pub unlisted: Counter,
+    /// Messages that named tags in a way that nobody understands.
+    pub spurned: Counter,
     /// Conditions that could not be decided: they count as true.
     undecided: Counter,
     /// Is everything as it should be?
@@ -113,6 +115,11 @@ impl Default for Metrics {
             unlisted: metric!(
                 "unlisted_changes",
                 "Changes whose tags could not be listed: everything was made stale instead",
+                Counter::default()
+            ),
+            spurned: metric!(
+                "spurned_messages",
+                "Messages that name tags in SQL and were passed over, because of their size, form or cache",
                 Counter::default()
             ),
             undecided: metric!(

@@ -8,10 +8,10 @@ use crate::quantity;
 use crate::rules::diagnostic::nearest;
 use crate::rules::expand::Surroundings;
 use crate::source::dsn::{self, Dsn};
-use crate::source::replication::slot::{Mode, Names};
+use crate::source::replication::slot::{Feed, Mode, Names};
 
 /// Names of the variables without `WALTAG_`; those that can hold a secret have a `_FILE` twin.
-const VARIABLES: [(&str, bool); 13] = [
+const VARIABLES: [(&str, bool); 16] = [
     ("DATABASE_URL", true),
     ("RULES", false),
     ("SLOT", false),
@@ -25,7 +25,12 @@ const VARIABLES: [(&str, bool); 13] = [
     ("RESYNC_RATE", false),
     ("CANARY", false),
     ("FLUSH_NUDGE", false),
+    ("SOURCE", false),
+    ("POLL", false),
+    ("NO_LISTEN", false),
 ];
+/// More often would be a busy loop.
+const SHORTEST_POLL: Duration = Duration::from_millis(5);
 /// Where rules are looked for when nothing is said.
 const DEFAULT_RULES: &str = "/etc/waltag/rules.d";
 /// Only this machine may ask, unless it is told otherwise.
@@ -58,6 +63,10 @@ pub struct Settings {
     pub canary: Option<Duration>,
     /// Asynchronous commits are brought out at once.
     pub flush_nudge: bool,
+    /// The outbox is looked at this often, whether or not anybody was notified.
+    pub poll: Duration,
+    /// The outbox is not listened to, and its triggers notify nobody: a pooler may stand between.
+    pub no_listen: bool,
 }
 
 /// What is wrong with the settings.
@@ -220,7 +229,22 @@ impl Settings {
         };
         let listen = typed.listen.clone().unwrap_or_else(|| environment.listen());
         let dsn = Dsn::parse(url.as_deref(), &|name| environment.get(name))?;
-        let names = Names { slot, publication };
+        let feed = match (typed.source, environment.get("WALTAG_SOURCE")) {
+            (Some(feed), _) => feed,
+            (None, None) => Feed::default(),
+            (None, Some(text)) => <Feed as clap::ValueEnum>::from_str(&text, false)
+                .map_err(|_| format!("`{text}` is neither replication nor outbox"))
+                .map_err(wrong("WALTAG_SOURCE"))?,
+        };
+        let poll = setting(&typed.poll, "POLL", "1s")?;
+        let poll = quantity::duration(&poll).map_err(wrong("--poll"))?.max(SHORTEST_POLL);
+        let no_listen = match environment.get("WALTAG_NO_LISTEN").as_deref() {
+            _ if typed.no_listen => true,
+            None | Some("off") => false,
+            Some("on") => true,
+            Some(other) => return Err(wrong("WALTAG_NO_LISTEN")(format!("`{other}` is neither `on` nor `off`"))),
+        };
+        let names = Names { slot, publication, feed, wakes: !no_listen };
         Ok(Settings {
             dsn,
             rules,
@@ -233,6 +257,8 @@ impl Settings {
             resync_rate,
             canary,
             flush_nudge,
+            poll,
+            no_listen,
         })
     }
 }

@@ -71,8 +71,8 @@ pub async fn check(
 async fn ask(settings: &Settings, rules: &Rules) -> Result<Live, Failure> {
     let (session, endpoint) = session(settings).await?;
     let failed = |error| Error::session("reading the catalog", &endpoint.to_string(), &error);
-    let catalog = catalog::read(&session, rules, &settings.names.publication).await.map_err(failed)?;
-    let (refused, told) = verify::tables(rules, &catalog, &settings.names.publication);
+    let catalog = catalog::read(&session, rules, &settings.names).await.map_err(failed)?;
+    let (refused, told) = verify::tables(rules, &catalog);
     let mut live = Live { problems: refused, ..Live::default() };
     live.problems.extend(told);
     live.examples = examples::collect(&session, rules, &catalog).await.map_err(failed)?;

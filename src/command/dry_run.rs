@@ -19,7 +19,8 @@ use crate::source::replication::error::Error;
 use crate::source::replication::feedback::Feedback;
 use crate::source::replication::pgoutput::Message;
 use crate::source::replication::relations::Relations;
-use crate::source::replication::{self, Source, Which};
+use crate::source::replication::{self, Replication, Which};
+use crate::source::{Source, Stream};
 use crate::tags::Stale;
 
 /// Prints each transaction that makes something stale, until a signal; with `once` until the end of what was committed at the
@@ -27,16 +28,16 @@ use crate::tags::Stale;
 pub async fn dry_run(settings: &Settings, rules: &Rules, once: bool) -> Result<(), Failure> {
     let mut shutdown = Shutdown::listen()?;
     let mut source = replication::open(&settings.dsn, &settings.names, settings.lock_timeout, Which::Copy).await?;
-    let read = catalog::read(&source.session, rules, &settings.names.publication).await;
+    let read = catalog::read(&source.session, rules, &settings.names).await;
     let catalog: Catalog = read.map_err(|error| Error::session("reading the catalog", &source.place, &error))?;
-    let (refused, told) = verify::tables(rules, &catalog, &settings.names.publication);
+    let (refused, told) = verify::tables(rules, &catalog);
     told.iter().for_each(|problem| tracing::warn!("{problem}"));
     if !refused.is_empty() {
         return Err(Failure::new(Exit::Rules, diagnostic::list(&refused)));
     }
-    let goal = if once { Some(source.end().await?) } else { None };
-    source.start(&settings.names, false).await?;
-    tracing::info!(server = source.place, slot = source.slot, "reading a copy of the slot; nothing is written");
+    let goal = if once { Some(source.stream.end(&source.session).await?) } else { None };
+    source.stream.begin(&source.session, &settings.names).await?;
+    tracing::info!(server = source.place, slot = source.stream.slot, "reading a copy of the slot; nothing is written");
     let mut relations = Relations::default();
     let read = relations.read_ancestors(&source.session).await;
     read.map_err(|error| Error::session("reading the partitions", &source.place, &error))?;
@@ -46,8 +47,8 @@ pub async fn dry_run(settings: &Settings, rules: &Rules, once: bool) -> Result<(
         let failed = |error| Failure::from(Error::stream("streaming", &settings.names.slot, &error));
         tokio::select! {
             () = shutdown.asked() => return Ok(()),
-            () = sleep_until(feedback.due()) => feedback.send(&mut source.connection).await.map_err(failed)?,
-            frame = source.connection.next() => {
+            () = sleep_until(feedback.due()) => feedback.send(&mut source.stream.connection).await.map_err(failed)?,
+            frame = source.stream.connection.next() => {
                 let position = match frame.map_err(failed)? {
                     Frame::Keepalive { end, reply } => {
                         if reply {
@@ -84,7 +85,7 @@ async fn take(
     data: &[u8],
     rules: &Rules,
     relations: &mut Relations,
-    source: &Source,
+    source: &Source<Replication>,
     open: &mut Option<Open>,
 ) -> Result<Option<Lsn>, Failure> {
     let message = Message::parse(data).map_err(|error| Error::away(error.to_string()))?;

@@ -25,7 +25,7 @@ pub async fn resync(
     let chosen = chosen(&rules, cache)?;
     // The types of the columns say which keys a template can have rendered.
     let (session, endpoint) = session(settings).await?;
-    let read = catalog::read(&session, &rules, &settings.names.publication).await;
+    let read = catalog::read(&session, &rules, &settings.names).await;
     let catalog = read.map_err(|error| Error::session("reading the catalog", &endpoint.to_string(), &error))?;
     let pace = Pace { rate: settings.resync_rate, dry_run };
     let mut failure = None;

@@ -8,10 +8,13 @@ use crate::failure::Failure;
 use crate::rules::Rules;
 use crate::settings::{Environment, Settings};
 use crate::setup::catalog::{self, Catalog};
+use crate::setup::outbox::statements as outbox;
 use crate::setup::removal::{self, Remains};
 use crate::setup::statements::{self, Decided, Role, RoleState, Statement};
+use crate::setup::tags::Tags;
 use crate::setup::{cost, identity, verify};
 use crate::source::replication::error::Error;
+use crate::source::replication::slot::Feed;
 use crate::source::session::{self as sql, Session, literal};
 
 /// Locks that could not be had within `--lock-timeout` are asked for this often.
@@ -76,14 +79,25 @@ async fn plan(
     place: &str,
 ) -> Result<Vec<Statement>, Failure> {
     let failed = |error: sql::Error| Error::session("reading the catalog", place, &error);
-    let publication = &settings.names.publication;
-    let catalog = catalog::read(session, rules, publication).await.map_err(failed)?;
-    let role = role(session, wish.role).await.map_err(failed)?;
+    let catalog = catalog::read(session, rules, &settings.names).await.map_err(failed)?;
+    let role = role(session, wish.role, settings.names.feed).await.map_err(failed)?;
+    let named = Tags::read(session).await.map_err(failed)?;
+    if settings.names.feed == Feed::Outbox {
+        if wish.remove {
+            return Ok(outbox::remove(&catalog, &role));
+        }
+        refuse_wrong_rules(rules, &catalog)?;
+        let mut statements = outbox::apply(rules, &catalog, &role);
+        statements.extend(named.apply(Feed::Outbox, catalog.triggers.notify));
+        return Ok(statements);
+    }
     if wish.remove {
         let remains = Remains::read(session, &catalog, &settings.names.slot).await.map_err(failed)?;
-        return Ok(removal::remove(&catalog, &remains, &role));
+        let mut statements = removal::remove(&catalog, &remains, &role);
+        statements.splice(0..0, named.remove());
+        return Ok(statements);
     }
-    refuse_wrong_rules(rules, &catalog, publication)?;
+    refuse_wrong_rules(rules, &catalog)?;
     let indexable = match wish.prefer_wal {
         true => Some(identity::read_indexable(session, &catalog).await.map_err(failed)?),
         false => None,
@@ -97,23 +111,26 @@ async fn plan(
         virtual_columns: catalog.version >= 180_000,
     };
     let statements = statements::apply(rules, &catalog, &decided, &role);
-    statements.map_err(|refusals| Failure::new(Exit::Rules, refusals.join("\n")))
+    let mut statements = statements.map_err(|refusals| Failure::new(Exit::Rules, refusals.join("\n")))?;
+    statements.extend(named.apply(Feed::Replication, false));
+    Ok(statements)
 }
 
 /// The problems that setup mends.
 const MENDED: [&str; 2] = ["identity", "column-list"];
 
 /// Everything else that is wrong.
-fn refuse_wrong_rules(rules: &Rules, catalog: &Catalog, publication: &str) -> Result<(), Failure> {
-    let (refused, _) = verify::tables(rules, catalog, publication);
+fn refuse_wrong_rules(rules: &Rules, catalog: &Catalog) -> Result<(), Failure> {
+    let (refused, _) = verify::tables(rules, catalog);
     let wrong: Vec<String> =
         refused.iter().filter(|problem| !MENDED.contains(&problem.code)).map(ToString::to_string).collect();
     if wrong.is_empty() { Ok(()) } else { Err(Failure::new(Exit::Rules, wrong.join("\n\n"))) }
 }
 
-async fn role(session: &Session, name: &str) -> Result<Role, sql::Error> {
+async fn role(session: &Session, name: &str, feed: Feed) -> Result<Role, sql::Error> {
+    let reads_a_table = feed == Feed::Outbox;
     let query = format!(
-        "SELECT (r.rolcanlogin AND (r.rolreplication OR m.oid IS NOT NULL AND pg_has_role(r.oid, m.oid, 'MEMBER'))) OR r.rolsuper, \
+        "SELECT (r.rolcanlogin AND ({reads_a_table} OR r.rolreplication OR m.oid IS NOT NULL AND pg_has_role(r.oid, m.oid, 'MEMBER'))) OR r.rolsuper, \
          shobj_description(r.oid, 'pg_authid'), m.oid IS NOT NULL \
          FROM (SELECT) one LEFT JOIN pg_roles r ON r.rolname = {} LEFT JOIN pg_roles m ON m.rolname = 'rds_replication'",
         literal(name)

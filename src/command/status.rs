@@ -11,7 +11,6 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::quantity;
 use crate::settings::Settings;
-use crate::source::lsn::Lsn;
 use crate::status::Status;
 
 /// The daemon answers from memory.
@@ -32,12 +31,21 @@ pub async fn status(settings: &Settings, json: bool) -> Result<(), Failure> {
     }
 }
 
-/// Waits until every cache is as far as `lsn`; 75 if that takes longer than `limit`, or if a cache is detached.
-pub async fn wait(settings: &Settings, lsn: &str, limit: &str) -> Result<(), Failure> {
+/// Waits until every cache is as far as `token`, an LSN, a transaction or a snapshot; 75 if that takes longer than `limit`, or if a cache is detached.
+pub async fn wait(settings: &Settings, token: &str, limit: &str) -> Result<(), Failure> {
     let usage = |sentence: String| Failure::new(Exit::Usage, sentence);
-    let lsn: Lsn = lsn.parse().map_err(|_| usage(format!("`{lsn}` is not a position such as 0/16B3748")))?;
+    let kind = match token {
+        _ if token.contains('/') => "lsn",
+        _ if token.contains(':') => "snapshot",
+        _ => "xid",
+    };
+    if !token.chars().all(|c| c.is_ascii_hexdigit() || "/:,".contains(c)) {
+        return Err(usage(format!(
+            "`{token}` is neither a position (0/16B3748) nor a transaction (734) nor a snapshot (730:734:731)"
+        )));
+    }
     let patience = quantity::duration(limit).map_err(|sentence| usage(format!("--timeout: {sentence}")))?;
-    let path = format!("/wait?lsn={lsn}&timeout={limit}");
+    let path = format!("/wait?{kind}={token}&timeout={limit}");
     let (code, body) = ask(&settings.listen, &path, patience + LIMIT).await?;
     match code.as_str() {
         "200" => {

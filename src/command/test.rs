@@ -25,7 +25,7 @@ pub async fn test(settings: &Settings, environment: &Environment, live: bool) ->
     let (mut failed, mut database) = (0, None);
     if live {
         let (session, endpoint) = session(settings).await?;
-        let read = catalog::read(&session, &rules, &settings.names.publication).await;
+        let read = catalog::read(&session, &rules, &settings.names).await;
         let catalog = read.map_err(|error| Error::session("reading the catalog", &endpoint.to_string(), &error))?;
         database = Some((session, catalog));
     }

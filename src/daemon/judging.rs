@@ -40,7 +40,7 @@ impl Daemon {
 
     /// Compares the rules in force with the catalog: which cover their tables, and what they did not before.
     pub(super) fn judge(&mut self, catalog: Catalog, flow: &mut Flow) {
-        let (degraded, uncovered) = verify::tables(&self.rules, &catalog, &self.settings.names.publication);
+        let (degraded, uncovered) = verify::tables(&self.rules, &catalog);
         let text = |list: Vec<crate::rules::diagnostic::Diagnostic>| -> Vec<String> {
             list.iter().map(ToString::to_string).collect()
         };

@@ -6,16 +6,15 @@ use tokio_postgres::SimpleQueryRow;
 use super::{DRAIN_LIMIT, Daemon};
 use crate::cache::lane::Lane;
 use crate::flow::Flow;
-use crate::source::replication::Source;
 use crate::source::replication::error::Error;
-use crate::source::replication::feedback::Feedback;
 use crate::source::replication::slot::verify_not_synchronous;
 use crate::source::session;
 use crate::source::visibility::Snapshot;
+use crate::source::{Source, Stream};
 
 impl Daemon {
     /// Releases what a snapshot shows, unless the server has made us a synchronous standby.
-    pub(super) fn look(
+    pub(super) fn look<S: Stream>(
         &self,
         answer: Result<Vec<SimpleQueryRow>, session::Error>,
         flow: &mut Flow,
@@ -24,7 +23,9 @@ impl Daemon {
         let rows = answer.map_err(|error| Error::session("looking at a snapshot", place, &error))?;
         let row = rows.first();
         let standbys = row.and_then(|row| row.get(1)).unwrap_or_default();
-        verify_not_synchronous(standbys, &self.settings.names.slot)?;
+        if S::LOGGED {
+            verify_not_synchronous(standbys, &self.settings.names.slot)?;
+        }
         let text = row.and_then(|row| row.get(0)).unwrap_or_default();
         let unreadable = || Error::away(format!("pg_current_snapshot() at {place} gave `{text}`"));
         let snapshot = Snapshot::parse(text).ok_or_else(unreadable)?;
@@ -34,12 +35,7 @@ impl Daemon {
     }
 
     /// A clean stop: nothing more is read, the batches in flight are finished and confirmed.
-    pub(super) async fn drain(
-        &self,
-        source: &mut Source,
-        flow: &mut Flow,
-        mut feedback: Feedback,
-    ) -> Result<(), Error> {
+    pub(super) async fn drain<S: Stream>(&self, source: &mut Source<S>, flow: &mut Flow) -> Result<(), Error> {
         let settle = async {
             while !flow.lanes.iter().all(Lane::is_settled) {
                 flow.next_lane_event().await;
@@ -49,11 +45,8 @@ impl Daemon {
         if timeout(DRAIN_LIMIT, settle).await.is_err() {
             tracing::warn!("stopped with tags that no cache has acknowledged; the next start sends them again");
         }
-        if let Some(position) = flow.marked() {
-            feedback.confirm(position);
-        }
-        let sent = feedback.send(&mut source.connection).await;
+        let sent = source.stream.finish(flow.marked()).await;
         tracing::info!(confirmed = %flow.marked().unwrap_or_default(), "stopped");
-        sent.map_err(|error| Error::stream("stopping", &source.place, &error))
+        sent
     }
 }

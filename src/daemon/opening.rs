@@ -6,22 +6,18 @@ use crate::cache::Cache;
 use crate::exit::Exit;
 use crate::flow::Flow;
 use crate::rules::diagnostic;
-use crate::settings::Settings;
 use crate::setup;
 use crate::setup::catalog::Catalog;
 use crate::source::lsn::Lsn;
-use crate::source::replication::creation::Wish;
 use crate::source::replication::error::{Error, Kind};
-use crate::source::replication::{self, Server, Source, Which};
+use crate::source::session::Session;
+use crate::source::{Server, Source, Stream};
 
 impl Daemon {
     /// Opens both connections, looks at the tables, and starts the stream; where it starts.
-    pub(super) async fn open(&self) -> Result<(Source, Option<Catalog>, Lsn), Error> {
-        let Settings { dsn, names, lock_timeout, slot_mode, max_retained_wal, .. } = &self.settings;
-        let wish =
-            Wish { mode: *slot_mode, anew: self.renew, max_retained: *max_retained_wal, lock_timeout: *lock_timeout };
-        let mut source = replication::open(dsn, names, *lock_timeout, Which::Own(wish)).await?;
-        let catalog = match self.look_at_tables(&source).await {
+    pub(super) async fn open<S: Stream>(&self) -> Result<(Source<S>, Option<Catalog>, Lsn), Error> {
+        let mut source = S::open(&self.settings, self.renew, &self.owner).await?;
+        let catalog = match self.look_at_tables(&source.session, &source.place).await {
             // A migration holds a lock on a table of ours: the others must not wait for it once they were looked at.
             Err(error) if self.ready && error.kind == Kind::Away => {
                 tracing::warn!("{error}; streaming all the same");
@@ -29,8 +25,12 @@ impl Daemon {
             }
             looked => Some(looked?),
         };
-        source.start(names, self.settings.canary.is_some()).await?;
-        let confirmed = source.confirmed(names).await?;
+        let confirmed = source.stream.start(&source.session, &self.settings).await?;
+        let horizon = source.stream.horizon();
+        let catalog = catalog.map(|mut catalog| {
+            catalog.lies_between(confirmed, horizon);
+            catalog
+        });
         Ok((source, catalog, confirmed))
     }
 
@@ -57,10 +57,10 @@ impl Daemon {
     }
 
     /// A table whose identity does not send what the rules need is refused before anything goes stale.
-    async fn look_at_tables(&self, source: &Source) -> Result<Catalog, Error> {
-        let read = setup::catalog::read(&source.session, &self.rules, &self.settings.names.publication).await;
-        let catalog = read.map_err(|error| Error::session("reading the catalog", &source.place, &error))?;
-        let (refused, _) = setup::verify::tables(&self.rules, &catalog, &self.settings.names.publication);
+    async fn look_at_tables(&self, session: &Session, place: &str) -> Result<Catalog, Error> {
+        let read = setup::catalog::read(session, &self.rules, &self.settings.names).await;
+        let catalog = read.map_err(|error| Error::session("reading the catalog", place, &error))?;
+        let (refused, _) = setup::verify::tables(&self.rules, &catalog);
         // Once it was good, the other tables must not suffer: the rule is degraded.
         if refused.is_empty() || self.ready || self.reload.proven {
             return Ok(catalog);

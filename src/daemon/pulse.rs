@@ -6,15 +6,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Answer;
-use crate::source::session::Sql;
+use crate::source::PREFIX;
+use crate::source::session::{Answer, Sql};
 
 /// Between two looks at whether something lies unflushed.
 const NUDGE: Duration = Duration::from_millis(10);
 /// PostgreSQL 17 can flush with the message itself.
 const FLUSHES: u32 = 170_000;
-/// Prefix of our messages. Any role can send such a message: what is in it is believed only if we have just sent it.
-const PREFIX: &str = "waltag";
 
 /// What is sent, and when.
 pub(super) struct Pulse {
@@ -79,7 +77,8 @@ impl Pulse {
         self.sent = None;
     }
 
-    /// Takes a message of the stream; how long the canary took if it is ours.
+    /// Takes a message of the stream; how long the canary took if it is ours: any role can send one, so it is believed only if we have just
+    /// sent it.
     pub(super) fn heard(&mut self, prefix: &str, content: &[u8]) -> Option<Duration> {
         let (number, at) = self.sent?;
         if prefix != PREFIX || content != format!("canary {} {number}", self.owner).as_bytes() {

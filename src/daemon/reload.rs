@@ -16,9 +16,9 @@ use crate::rules::{Rules, diagnostic};
 use crate::setup::catalog::{self, Catalog};
 use crate::setup::verify;
 use crate::source::lsn::Lsn;
-use crate::source::replication::Server;
 use crate::source::replication::slot;
 use crate::source::session::{self, Sql};
+use crate::source::{Server, Stream};
 
 /// Where a new rule set stands, and what is wrong with the one in force.
 pub(super) struct Reload {
@@ -51,6 +51,8 @@ pub(super) struct Reload {
 
 /// What was read of the server.
 pub(super) struct Checked {
+    /// What had arrived when it was begun.
+    begin: Lsn,
     slot: Option<slot::State>,
     catalog: Option<(Rc<Rules>, Catalog)>,
     offer: Option<(Rc<Rules>, Catalog)>,
@@ -203,7 +205,7 @@ impl Daemon {
 
     /// Reads what may have changed on the server: the slot always; the catalog if a transaction has ended since, or if new
     /// rules wait for it.
-    pub(super) fn check(&mut self, sql: &Sql) -> Check {
+    pub(super) fn check<S: Stream>(&mut self, sql: &Sql, begin: Lsn) -> Check {
         let seen = self.reload.seen.get();
         let views = self.catalog.as_ref().is_some_and(Catalog::has_views);
         let rules = (views || self.reload.read_at != Some(seen)).then(|| self.rules.clone());
@@ -213,22 +215,23 @@ impl Daemon {
         Box::pin(async move {
             let read = async |rules: Option<Rc<Rules>>| match rules {
                 Some(rules) => {
-                    let catalog = catalog::read(&sql, &rules, &names.publication).await?;
+                    let catalog = catalog::read(&sql, &rules, &names).await?;
                     Ok::<_, session::Error>(Some((rules, catalog)))
                 }
                 None => Ok(None),
             };
             let (catalog, offer) = (read(rules).await?, read(offer).await?);
-            let slot = slot::State::read(&sql, &names.slot).await?;
-            Ok(Checked { slot, catalog, offer })
+            let slot = S::state(sql, &names).await?;
+            Ok(Checked { begin, slot, catalog, offer })
         })
     }
 
     /// Takes what was read.
-    pub(super) fn checked(&mut self, checked: Checked, flow: &mut Flow) {
+    pub(super) fn checked(&mut self, checked: Checked, flow: &mut Flow, horizon: Option<Lsn>) {
         self.view.slot = checked.slot.unwrap_or_default();
         match checked.catalog {
             Some((rules, mut catalog)) if Rc::ptr_eq(&rules, &self.rules) => {
+                catalog.lies_between(checked.begin, horizon);
                 self.compare_streamed(&mut catalog);
                 self.reload.judge_later(rules, catalog);
                 self.judge_what_arrived(flow);
@@ -237,11 +240,12 @@ impl Daemon {
             None => {}
         }
         let Some((rules, mut catalog)) = checked.offer else { return };
+        catalog.lies_between(checked.begin, horizon);
         // The files may have changed again meanwhile.
         if !self.reload.offer.as_ref().is_some_and(|offer| Rc::ptr_eq(offer, &rules)) {
             return;
         }
-        let (refused, _) = verify::tables(&rules, &catalog, &self.settings.names.publication);
+        let (refused, _) = verify::tables(&rules, &catalog);
         self.compare_streamed(&mut catalog);
         if refused.is_empty() {
             self.reload.offer = None;

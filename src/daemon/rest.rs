@@ -10,7 +10,7 @@ use crate::cache::gap::Gap;
 use crate::cache::lane::Event as LaneEvent;
 use crate::flow::Flow;
 use crate::shutdown::Shutdown;
-use crate::source::replication::Server;
+use crate::source::Server;
 
 /// While there is no slot, changes are missed: everything is made stale this often.
 const BLIND: Duration = Duration::from_secs(30);

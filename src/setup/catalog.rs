@@ -4,12 +4,14 @@ mod query;
 
 use std::collections::HashMap;
 
+use super::outbox;
+use super::outbox::triggers::Triggers;
 use super::statements::is_ours;
 use crate::cache::coverage::{Fingerprint, Held};
 use crate::rules::Rules;
 use crate::rules::tables::TableName;
 use crate::source::lsn::Lsn;
-use crate::source::replication::slot::inserts_of;
+use crate::source::replication::slot::{Feed, Names, inserts_of};
 use crate::source::session::{Error, Sql, identifier, literal};
 
 /// Everything that was read.
@@ -17,6 +19,10 @@ use crate::source::session::{Error, Sql, identifier, literal};
 pub struct Catalog {
     /// `server_version_num`.
     pub version: u32,
+    /// What is to send the changes.
+    pub feed: Feed,
+    /// With an outbox: the triggers that are there, by relation.
+    pub triggers: Triggers,
     /// What was committed before it was read, and nothing else, is certainly in it, ...
     pub begin: Lsn,
     /// ... and nothing that was committed after this.
@@ -64,6 +70,8 @@ impl Publication {
 /// A table of the rules.
 #[derive(Debug, Default)]
 pub struct Table {
+    /// Its number.
+    pub oid: u32,
     /// `relkind`: `r` or `p` can be published.
     pub kind: char,
     /// The table itself, or its leaves; with inheritance the table and its children.
@@ -112,6 +120,14 @@ pub struct Column {
 }
 
 impl Catalog {
+    /// Where the server's own position says nothing of what has arrived: it was begun to be read when everything up to `begin` had, and
+    /// everything that it shows has with `end`.
+    pub fn lies_between(&mut self, begin: Lsn, end: Option<Lsn>) {
+        if let Some(end) = end {
+            (self.begin, self.end) = (begin, end);
+        }
+    }
+
     /// As it is for a stream that does not have the publication of inserts yet.
     pub fn forget_inserts(&mut self) {
         self.inserts.tables.clear();
@@ -174,15 +190,23 @@ pub struct Member {
 }
 
 /// Reads the catalog.
-pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Catalog, Error> {
+pub async fn read(session: &Sql, rules: &Rules, names: &Names) -> Result<Catalog, Error> {
     let version = session.value("SELECT current_setting('server_version_num')").await?;
-    let mut catalog =
-        Catalog { version: version.and_then(|text| text.parse().ok()).unwrap_or_default(), ..Catalog::default() };
+    let version = version.and_then(|text| text.parse().ok()).unwrap_or_default();
+    let mut catalog = Catalog { version, feed: names.feed, ..Catalog::default() };
+    read_into(&mut catalog, session, rules, &names.publication).await?;
+    if catalog.feed == Feed::Outbox {
+        outbox::triggers::read_into(&mut catalog, session, rules, names.wakes).await?;
+    }
+    Ok(catalog)
+}
+
+async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, publication: &str) -> Result<(), Error> {
     catalog.begin = position(session).await?;
     let inserts = inserts_of(publication);
-    catalog.inserts = read_publication(session, &inserts, &["insert", "truncate"], &mut catalog).await?;
+    catalog.inserts = read_publication(session, &inserts, &["insert", "truncate"], catalog).await?;
     let kinds = ["insert", "update", "delete", "truncate"];
-    catalog.publication = read_publication(session, publication, &kinds, &mut catalog).await?;
+    catalog.publication = read_publication(session, publication, &kinds, catalog).await?;
     let mut tables: Vec<TableName> = rules.tables().into_iter().cloned().collect();
     if rules.has_patterns() {
         for row in session.rows(query::ALL_TABLES).await? {
@@ -197,7 +221,7 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
         tables.iter().map(|table| format!("({}, {})", literal(&table.schema), literal(&table.name))).collect();
     if names.is_empty() {
         catalog.end = catalog.begin;
-        return Ok(catalog);
+        return Ok(());
     }
     let query = query::tables(&names.join(", "), &[publication, &inserts], catalog.version >= 150_000);
     for row in session.rows(&query).await? {
@@ -210,7 +234,9 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
         let (kind, has_primary_key) = (letter(field(2)), field(4) == "t");
         let number = |index: usize| field(index).parse().unwrap_or_default();
         let refreshed = (kind == 'm').then(|| (number(7), number(8), field(9).to_owned()));
-        let table = Table { kind, members: Vec::new(), columns, has_primary_key, attributes, refreshed, publishing };
+        let oid = number(7);
+        let table =
+            Table { oid, kind, members: Vec::new(), columns, has_primary_key, attributes, refreshed, publishing };
         catalog.tables.insert(name, table);
     }
     let query = query::members(&names.join(", "), publication, &inserts, catalog.version >= 150_000);
@@ -240,7 +266,7 @@ pub async fn read(session: &Sql, rules: &Rules, publication: &str) -> Result<Cat
         }
     }
     catalog.end = position(session).await?;
-    Ok(catalog)
+    Ok(())
 }
 
 /// The end of what is committed; zero on a standby.

@@ -21,7 +21,7 @@ const INDEX: &str = include_str!("../../migrations/identity_index.sql");
 const LATER: &str =
     ".\n-- What fails later: UPDATE and DELETE, once a migration adds a VIRTUAL generated column; make it STORED";
 /// Starts the comments by which `setup` knows its own: only what carries one is narrowed, dropped or restored.
-const MARK: &str = "waltag setup: ";
+pub(super) const MARK: &str = "waltag setup: ";
 
 /// One step.
 #[derive(Clone, Debug)]

@@ -9,10 +9,11 @@ use crate::rules::options::Old;
 use crate::rules::tables::TableName;
 use crate::rules::template::{Name, Placeholder, Step};
 use crate::rules::{Rule, Rules, Tag, value};
+use crate::source::replication::slot::Feed;
 use crate::source::session::identifier;
 
 /// Problems that refuse the rule set, and those that people should know.
-pub fn tables(rules: &Rules, catalog: &Catalog, publication: &str) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
+pub fn tables(rules: &Rules, catalog: &Catalog) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
     let (mut refused, mut told) = (Vec::new(), Vec::new());
     if let Some(rule) = rules.rules.first() {
         refused.extend(catalog.omissions.iter().map(|omission| rule.place.error("publication", omission.clone())));
@@ -31,15 +32,29 @@ pub fn tables(rules: &Rules, catalog: &Catalog, publication: &str) -> (Vec<Diagn
             };
             refused.extend(of_rule(rule, &name, table));
             if catalog.publication.exists && !is_covered(&name, table, catalog, rules) {
-                let message = format!("{name} is not in the publication \"{publication}\": its changes are not seen");
-                let publication = identifier(publication);
-                let sql = name.sql();
-                let help = format!("run `waltag setup --apply`, or ALTER PUBLICATION {publication} ADD TABLE {sql}");
-                told.push(rule.place.warning("uncovered", message).help(help));
+                told.push(uncovered(rule, &name, catalog));
             }
         }
     }
     (refused, told)
+}
+
+fn uncovered(rule: &Rule, name: &TableName, catalog: &Catalog) -> Diagnostic {
+    let (message, help) = match catalog.feed {
+        Feed::Outbox => (
+            format!("{name} has not the triggers that its rules need: its changes are not seen"),
+            "run `waltag setup --source outbox --apply`".to_owned(),
+        ),
+        Feed::Replication => {
+            let publication = &catalog.publication.name;
+            let (sql, quoted) = (name.sql(), identifier(publication));
+            (
+                format!("{name} is not in the publication \"{publication}\": its changes are not seen"),
+                format!("run `waltag setup --apply`, or ALTER PUBLICATION {quoted} ADD TABLE {sql}"),
+            )
+        }
+    };
+    rule.place.warning("uncovered", message).help(help)
 }
 
 /// Do the publications send every change of the table that its rules listen to? A partitioned root without partitions counts by
@@ -84,7 +99,7 @@ fn of_rule(rule: &Rule, name: &TableName, table: &Table) -> Vec<Diagnostic> {
         problems.push(rule.place.error("publication", message).help("publish the table without a row filter"));
     }
     for tag in &rule.tags {
-        columns_of(rule, tag, |place, column| {
+        columns_of(rule, tag, true, |place, column| {
             problems.extend(missing(&place, column, name, table).or_else(|| unlisted(&place, column, name, table)));
         });
         problems.extend(
@@ -104,10 +119,10 @@ fn of_rule(rule: &Rule, name: &TableName, table: &Table) -> Vec<Diagnostic> {
     problems
 }
 
-/// Every column that a tag names, where it is named.
-fn columns_of<'t>(rule: &'t Rule, tag: &'t Tag, mut see: impl FnMut(Place, &'t str)) {
+/// Every column that a tag names, where it is named; with `compared` those of `ignore` and `only`, too.
+pub(super) fn columns_of<'t>(rule: &'t Rule, tag: &'t Tag, compared: bool, mut see: impl FnMut(Place, &'t str)) {
     tag.template.columns().for_each(|(column, placeholder)| see(tag.place_of(placeholder), column));
-    for changes in &tag.changes {
+    for changes in tag.changes.iter().filter(|_| compared) {
         changes.columns.iter().for_each(|(place, column)| see(place.clone(), column));
     }
     for (place, condition) in &tag.when {
@@ -126,7 +141,9 @@ fn missing(place: &Place, column: &str, name: &TableName, table: &Table) -> Opti
         return None;
     }
     let message = match table.columns.iter().any(|known| known.name == column) {
-        true => format!("`{column}` of {name} is generated: PostgreSQL does not send generated columns"),
+        true => format!(
+            "`{column}` of {name} is generated: PostgreSQL does not send generated columns (an outbox has those that are STORED)"
+        ),
         false => format!("{name} has no column `{column}`"),
     };
     Some(place.error("unknown-column", message).suggest(column, known))
@@ -230,7 +247,7 @@ pub fn columns(rules: &Rules, name: &TableName) -> Option<BTreeSet<String>> {
             if tag.template.is_row() || tag.changes.iter().any(|changes| !changes.only) {
                 return None;
             }
-            columns_of(rule, tag, |_, column| {
+            columns_of(rule, tag, true, |_, column| {
                 named.insert(column.to_owned());
             });
         }

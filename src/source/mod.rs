@@ -1,7 +1,10 @@
-//! Where committed changes come from: PostgreSQL's logical replication.
+//! Where committed changes come from: PostgreSQL's logical replication, or an outbox that triggers fill.
 //!
 //! [`dsn`] -> [`endpoint`] -> a SQL [`session`] and a [`replication`] stream to the same server; [`visibility`] says which
 //! transactions readers see.
+
+/// Prefix of our messages in the log. Any role can send one.
+pub const PREFIX: &str = "waltag";
 
 pub mod clock;
 pub mod dsn;
@@ -9,8 +12,141 @@ mod dsn_defaults;
 mod dsn_tls;
 pub mod endpoint;
 pub mod lsn;
+pub mod outbox;
 pub mod replica;
 pub mod replication;
 pub mod server_error;
 pub mod session;
 pub mod visibility;
+
+use std::time::Duration;
+
+use self::lsn::Lsn;
+use self::replication::error::Error;
+use self::replication::pgoutput::Message;
+use self::replication::slot::{Names, State};
+use self::session::{Session, Sql};
+use self::visibility::Snapshot;
+use crate::flow::Flow;
+use crate::settings::Settings;
+
+/// Which server, and in what life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// System identifier of the cluster.
+    pub system: String,
+    /// Its timeline.
+    pub timeline: String,
+    /// `pg_stat_bgwriter.stats_reset`: changes over a crash.
+    pub crash: String,
+}
+
+/// A SQL session, and what brings the changes; opened together, lost together.
+pub struct Source<S> {
+    /// Answers the fence.
+    pub session: Session,
+    /// Which server, and in what life.
+    pub server: Server,
+    /// Address for messages.
+    pub place: String,
+    /// `server_version_num`.
+    pub version: u32,
+    /// Brings the changes.
+    pub stream: S,
+}
+
+/// Who hears what somebody put into the log: prefix and content.
+pub type Hear<'a> = dyn FnMut(&str, &[u8]) + 'a;
+
+/// What brings committed changes: the log, or an outbox. Nothing above knows which.
+#[expect(async_fn_in_trait, reason = "one loop on one thread: nobody asks whether a future may be sent")]
+pub trait Stream: Sized {
+    /// What it brings may not be visible yet.
+    const FENCED: bool;
+    /// It comes out of the log: a message that is put there arrives.
+    const LOGGED: bool;
+
+    /// Connects to a server that is fit. `renew`: what there is of it cannot be read any more.
+    async fn open(settings: &Settings, renew: bool, owner: &str) -> Result<Source<Self>, Error>;
+
+    /// Begins; the position behind which it does. Everything up to there was confirmed once.
+    async fn start(&mut self, session: &Session, settings: &Settings) -> Result<Lsn, Error>;
+
+    /// Waits until something has arrived; without `room` only does what must go on. Cancel-safe.
+    async fn next(&mut self, room: bool) -> Result<(), Error>;
+
+    /// Hands over what has arrived, a bounded number of messages.
+    async fn take(&mut self, session: &Session, flow: &mut Flow, heard: &mut Hear<'_>) -> Result<(), Error>;
+
+    /// Everything up to here may be forgotten.
+    fn confirm(&mut self, position: Lsn);
+
+    /// When the server should be told, if not within [`Stream::next`].
+    fn due(&self) -> Option<tokio::time::Instant>;
+
+    /// Tells it.
+    async fn tell(&mut self) -> Result<(), Error>;
+
+    /// The last words before a clean stop.
+    async fn finish(&mut self, position: Option<Lsn>) -> Result<(), Error>;
+
+    /// The position by which everything has arrived that is committed now.
+    async fn end(&self, session: &Session) -> Result<Lsn, Error>;
+
+    /// The same, where the catalog's own position says nothing.
+    fn horizon(&self) -> Option<Lsn> {
+        None
+    }
+
+    /// What was visible when it was looked last, and by which position that has arrived.
+    fn polled(&self) -> Option<&(Snapshot, Lsn)> {
+        None
+    }
+
+    /// Somebody waits.
+    fn wake(&mut self) {}
+
+    /// How long the server has said nothing although it was asked.
+    fn silence(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// It is not listened to.
+    fn heard(&mut self) {}
+
+    /// It has the publication of inserts, too.
+    fn has_inserts(&self) -> bool {
+        false
+    }
+
+    /// The slot as the server sees it, if there is one.
+    async fn state(_sql: Sql, _names: &Names) -> Result<Option<State>, session::Error> {
+        Ok(None)
+    }
+
+    /// Lets go within `limit`.
+    async fn close(self, limit: Duration);
+}
+
+/// Hands a message over. The SQL session is only asked when a relation is described.
+pub async fn deliver(
+    data: &[u8],
+    session: &Session,
+    place: &str,
+    flow: &mut Flow,
+    heard: &mut Hear<'_>,
+) -> Result<(), Error> {
+    let message = Message::parse(data)
+        .map_err(|error| Error::away(format!("{error}: the stream is opened anew at the last confirmed position")))?;
+    if let Message::Relation(relation) = &message {
+        let read = flow.relations.read_ancestors_of(relation.oid, session).await;
+        read.map_err(|error| Error::session("reading the ancestors of a partition", place, &error))?;
+    }
+    if let Message::Message { prefix, content, .. } = &message {
+        heard(prefix, content);
+    }
+    flow.take(&message).map_err(|error| Error::away(error.to_string()))
+}
+
+/// Messages that are handed over without looking at anything else: bounds how late a reply of Redis is seen.
+pub const MESSAGES: usize = 256;

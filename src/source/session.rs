@@ -2,14 +2,16 @@
 //! stream (a fast shutdown ends backends first and then waits for us).
 
 use std::borrow::Cow;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use super::endpoint::Endpoint;
 use super::server_error::ServerError;
@@ -41,7 +43,11 @@ pub const QUERY_LIMIT: Duration = Duration::from_secs(10);
 pub struct Session {
     sql: Sql,
     driver: JoinHandle<Result<(), tokio_postgres::Error>>,
+    woken: Receiver<()>,
 }
+
+/// An answer that comes beside a loop.
+pub type Answer = Pin<Box<dyn Future<Output = Result<Vec<SimpleQueryRow>, Error>>>>;
 
 /// The way to run queries on a session: also beside the loop that holds the session itself.
 #[derive(Clone)]
@@ -120,25 +126,40 @@ fn deepest(error: &dyn std::error::Error) -> String {
 impl Session {
     /// Logs in and pins the settings. `name` becomes the application_name.
     pub async fn open(endpoint: &Endpoint, name: &str) -> Result<Session, Error> {
-        let mut config = endpoint.config().clone();
-        config.application_name(name);
-        let limit = endpoint.connect_timeout();
-        let connecting = async {
-            let Some(mode) = endpoint.tls() else {
-                let (client, connection) = config.connect(NoTls).await?;
-                return Ok((client, tokio::spawn(connection)));
-            };
-            let tls = Tls::new(mode).map_err(|error| Error::Refused(error.sentence))?;
-            let (client, connection) = config.connect(tls).await?;
-            Ok::<_, Error>((client, tokio::spawn(connection)))
-        };
-        let connected = timeout(limit, connecting).await;
-        let (client, driver) = connected.map_err(|_| Error::Away(format!("no answer within {limit:?}")))??;
-        let session = Session { sql: Sql(Arc::new(client)), driver };
+        let session = Session::open_pooled(endpoint, name).await?;
         // SET, not startup options: poolers pass it on.
         let pins: String = PINNED.iter().map(|(name, value)| format!("SET {name} = '{value}';")).collect();
         session.rows(&format!("{pins} {UNLIMITED}")).await?;
         Ok(session)
+    }
+
+    /// Logs in and sets nothing: behind a pooler each statement may have another server process, which others use as well.
+    pub async fn open_pooled(endpoint: &Endpoint, name: &str) -> Result<Session, Error> {
+        let mut config = endpoint.config().clone();
+        config.application_name(name);
+        let limit = endpoint.connect_timeout();
+        // One wake-up that waits is as good as many.
+        let (wake, woken) = channel(1);
+        let connecting = async {
+            let Some(mode) = endpoint.tls() else {
+                let (client, connection) = config.connect(NoTls).await?;
+                return Ok((client, tokio::spawn(drive(connection, wake))));
+            };
+            let tls = Tls::new(mode).map_err(|error| Error::Refused(error.sentence))?;
+            let (client, connection) = config.connect(tls).await?;
+            Ok::<_, Error>((client, tokio::spawn(drive(connection, wake))))
+        };
+        let connected = timeout(limit, connecting).await;
+        let (client, driver) = connected.map_err(|_| Error::Away(format!("no answer within {limit:?}")))??;
+        Ok(Session { sql: Sql(Arc::new(client)), driver, woken })
+    }
+
+    /// Somebody has notified a channel that it listens to. Cancel-safe; an error says that the session has ended.
+    pub async fn notified(&mut self) -> Result<(), Error> {
+        match self.woken.recv().await {
+            Some(()) => Ok(()),
+            None => Err(self.closed().await),
+        }
     }
 
     /// Ends when the session has ended, with the reason. Cancel-safe, but once it has ended the session must be dropped.
@@ -163,11 +184,11 @@ impl Sql {
         Ok(rows(answer.await.map_err(|_| Error::mute())??))
     }
 
-    /// The same for a look that may be given up: nothing if it takes longer than `limit`, or is not allowed. A SET that fails with its
-    /// query is undone with it.
+    /// The same for a look that may be given up: nothing if it takes longer than `limit`, or is not allowed.
     pub async fn rows_within(&self, limit: Duration, sql: &str) -> Result<Option<Vec<SimpleQueryRow>>, Error> {
         let limit = limit.as_millis();
-        match self.rows(&format!("SET statement_timeout = {limit}; {sql}; SET statement_timeout = 0")).await {
+        // Statements that are sent as one are one transaction.
+        match self.rows(&format!("SET LOCAL statement_timeout = {limit}; {sql}")).await {
             Ok(rows) => Ok(Some(rows)),
             Err(Error::Server(_)) => Ok(None),
             Err(error) => Err(error),
@@ -175,10 +196,7 @@ impl Sql {
     }
 
     /// The same beside a loop: the query runs while the future is polled, and does not borrow the session.
-    pub fn ask(
-        &self,
-        sql: impl Into<Cow<'static, str>>,
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<SimpleQueryRow>, Error>>>> {
+    pub fn ask(&self, sql: impl Into<Cow<'static, str>>) -> Answer {
         let (session, sql) = (self.clone(), sql.into());
         Box::pin(async move { session.rows(&sql).await })
     }
@@ -193,6 +211,21 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.driver.abort();
     }
+}
+
+/// Moves what is sent and received, and says when somebody has notified.
+async fn drive<S, T>(mut connection: Connection<S, T>, wake: Sender<()>) -> Result<(), tokio_postgres::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
+        if let AsyncMessage::Notification(_) = message? {
+            // Full: one is waiting already.
+            let _ = wake.try_send(());
+        }
+    }
+    Ok(())
 }
 
 /// The rows among a simple query's messages.

@@ -32,6 +32,12 @@ impl Snapshot {
         Some(Snapshot { xmin, xmax, running: running.ok()?.into_iter().map(|xid| xid as u32).collect() })
     }
 
+    /// Is everything visible here that is in `other`? What had not begun there when it was taken does not matter.
+    pub fn sees_all_of(&self, other: &Snapshot) -> bool {
+        let is_in = |xid: u32| (xid.wrapping_sub(other.xmax as u32) as i32) < 0 && !other.running.contains(&xid);
+        self.xmax >= other.xmax && !self.running.iter().any(|xid| is_in(*xid))
+    }
+
     /// Has this transaction ended, and does every snapshot from now on show it? The difference is taken modulo 2^32, which
     /// is right as long as both lie within 2^31 of each other: the slot's catalog_xmin guarantees that.
     pub fn sees(&self, xid: Xid) -> bool {
@@ -64,6 +70,21 @@ pub fn names_synchronous_standby(setting: &str, application_name: &str) -> bool 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_one_snapshot_sees_of_another() {
+        let snapshot = |text: &str| Snapshot::parse(text).unwrap();
+        let wanted = snapshot("100:105:101,103");
+        for (text, all) in [
+            ("105:105:", true),
+            ("100:104:", false),
+            ("103:110:103,107", true),
+            ("102:110:102", false),
+            ("107:110:107", true),
+        ] {
+            assert_eq!(snapshot(text).sees_all_of(&wanted), all, "{text}");
+        }
+    }
 
     #[test]
     fn running_and_future_transactions_are_not_seen() {

@@ -47,6 +47,21 @@ pub struct World {
     pub database: String,
 }
 
+impl World {
+    /// Every instance has written down that it is done with everything visible now.
+    async fn outbox_settled_within(&self, sql: &Client, limit: Duration) {
+        let now: String = sql.query_one("SELECT pg_current_snapshot()::text", &[]).await.unwrap().get(0);
+        until_within(limit, &format!("the outbox is done with {now}"), || async {
+            let query = format!(
+                "SELECT coalesce(bool_and(pg_snapshot_xmax(done) >= pg_snapshot_xmax('{now}') AND NOT EXISTS \
+                 (SELECT FROM pg_snapshot_xip(done) x WHERE pg_visible_in_snapshot(x, '{now}'))), false) FROM waltag.progress"
+            );
+            sql.query_one(&query, &[]).await.unwrap().get(0)
+        })
+        .await;
+    }
+}
+
 /// One data directory is made for each PostgreSQL and kept: each world starts from a copy of it.
 fn template() -> &'static Path {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
@@ -110,6 +125,11 @@ impl World {
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
         command.env("WALTAG_DATABASE_URL", self.postgres.url(user, &self.database));
         command.env("WALTAG_RULES", self.directory.path().join("rules.yaml"));
+        command.env("WALTAG_SOURCE", source());
+        if outbox() {
+            // What nobody writes down wakes nobody.
+            command.env("WALTAG_POLL", "50ms");
+        }
         // Tests run side by side; those that ask the daemon say so.
         command.env("WALTAG_LISTEN", "");
         command.args(arguments).stdin(Stdio::null());
@@ -186,6 +206,9 @@ impl World {
 
     /// The same with a limit of its own.
     pub async fn settled_within(&self, sql: &Client, limit: Duration) {
+        if outbox() {
+            return self.outbox_settled_within(sql, limit).await;
+        }
         let now: String = sql.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
         until_within(limit, &format!("the slot confirms {now}"), || async {
             let query =
@@ -194,6 +217,16 @@ impl World {
         })
         .await;
     }
+}
+
+/// The source that the tests run on.
+pub fn source() -> String {
+    std::env::var("TEST_SOURCE").unwrap_or("replication".into())
+}
+
+/// Do they run on the outbox?
+pub fn outbox() -> bool {
+    source() == "outbox"
 }
 
 /// A record that somebody cached.

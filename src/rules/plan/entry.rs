@@ -67,7 +67,8 @@ impl Entry {
         let style = tag.style.unwrap_or(cache.style);
         let (mut pieces, mut within_key) = bind(&tag.template, table, columns, style)?;
         if tag.template.is_row() {
-            let columns = columns.iter().enumerate();
+            // What has no name stands for columns that were not sent.
+            let columns = columns.iter().enumerate().filter(|(_, column)| !column.name.is_empty());
             let columns = columns.map(|(at, column)| (column.name.clone(), at, column.type_oid)).collect();
             pieces.push(Piece::Row(WholeRow { columns, texts: cache.takes_texts(), style }));
             within_key = false;

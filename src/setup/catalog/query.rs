@@ -6,7 +6,7 @@ use crate::source::session::literal;
 /// What a pattern can mean: tables of people, partitions by their root only.
 pub(super) const ALL_TABLES: &str = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
-    AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'";
+    AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'waltag') AND n.nspname NOT LIKE 'pg\\_%'";
 
 /// FOR ALL TABLES?, comment, via the root?, kinds of changes, stored generated columns?
 pub(super) fn publication(name: &str, with_generated: bool) -> String {

@@ -9,17 +9,25 @@ pub mod pgoutput;
 pub mod relations;
 pub mod slot;
 
+use std::future::pending;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::dsn::Dsn;
 use super::endpoint::Endpoint;
 use super::lsn::Lsn;
-use super::session::{PINNED, Session, UNLIMITED, identifier, literal};
+use super::session::{self, PINNED, Session, Sql, UNLIMITED, identifier, literal};
+use super::{Hear, MESSAGES, Server, Source, Stream, deliver};
+use crate::cache::gap::Gap;
 use crate::exit::Exit;
-use connection::Connection;
+use crate::flow::Flow;
+use crate::settings::Settings;
+use connection::{Connection, Frame};
 use creation::Wish;
 use error::{Error, Kind};
-use slot::{Mode, Names};
+use feedback::Feedback;
+use slot::{Mode, Names, State};
 
 /// `wal_sender_timeout` of our stream: a daemon that died without a word frees its slot after this long. Any role may set
 /// it for itself.
@@ -28,22 +36,19 @@ const WAL_SENDER_TIMEOUT: &str = "5s";
 /// The first version that keeps a slot on its standbys.
 const FAILOVER_SLOTS: u32 = 170_000;
 
-/// Both connections, before the stream was started.
-pub struct Source {
-    /// Answers the fence.
-    pub session: Session,
-    /// Carries the stream.
+/// The stream of a slot.
+pub struct Replication {
+    /// Carries it.
     pub connection: Connection,
-    /// Which server, and in what life.
-    pub server: Server,
-    /// Address for messages.
-    pub place: String,
+    /// What the server is told.
+    pub feedback: Feedback,
     /// The slot that it reads.
     pub slot: String,
+    place: String,
     /// The publication of inserts is streamed, too.
-    pub inserts: bool,
-    /// `server_version_num`.
-    pub version: u32,
+    inserts: bool,
+    /// It has arrived, and nobody has taken it.
+    frame: Option<Frame>,
 }
 
 /// Which slot is read.
@@ -55,19 +60,13 @@ pub enum Which {
     Copy,
 }
 
-/// Which server, and in what life.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Server {
-    /// System identifier of the cluster.
-    pub system: String,
-    /// Its timeline, from IDENTIFY_SYSTEM.
-    pub timeline: String,
-    /// `pg_stat_bgwriter.stats_reset`: changes over a crash.
-    pub crash: String,
-}
-
 /// Opens both connections to the first host that is a primary and fit to be streamed from.
-pub async fn open(dsn: &Dsn, names: &Names, lock_timeout: Duration, which: Which) -> Result<Source, Error> {
+pub async fn open(
+    dsn: &Dsn,
+    names: &Names,
+    lock_timeout: Duration,
+    which: Which,
+) -> Result<Source<Replication>, Error> {
     let mut worst: Option<Error> = None;
     for endpoint in dsn.endpoints() {
         match open_at(endpoint, names, lock_timeout, which).await {
@@ -82,7 +81,12 @@ pub async fn open(dsn: &Dsn, names: &Names, lock_timeout: Duration, which: Which
     Err(worst.unwrap_or_else(|| Error::away("the database URL names no host")))
 }
 
-async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration, which: Which) -> Result<Source, Error> {
+async fn open_at(
+    endpoint: &Endpoint,
+    names: &Names,
+    lock_timeout: Duration,
+    which: Which,
+) -> Result<Source<Replication>, Error> {
     let place = endpoint.to_string();
     let session = Session::open(endpoint, &names.slot).await;
     let session = session.map_err(|error| Error::session("connecting", &place, &error))?;
@@ -109,7 +113,9 @@ async fn open_at(endpoint: &Endpoint, names: &Names, lock_timeout: Duration, whi
         }
         Which::Copy => creation::copy(&mut connection, &names.slot, &place).await?,
     };
-    Ok(Source { session, connection, server, place, slot, inserts: false, version })
+    let feedback = Feedback::new(Lsn(0));
+    let stream = Replication { connection, feedback, slot, place: place.clone(), inserts: false, frame: None };
+    Ok(Source { session, server, place, version, stream })
 }
 
 /// A replication connection beside a session, to the same server.
@@ -162,13 +168,13 @@ fn replication_refused(place: &str, error: &connection::Error) -> Error {
     }
 }
 
-impl Source {
+impl Replication {
     /// START_REPLICATION at 0/0: the server goes on from the position that was confirmed last. The publication of inserts is
-    /// streamed if it is there; with `messages` also what is put into the log by itself.
-    pub async fn start(&mut self, names: &Names, messages: bool) -> Result<(), Error> {
+    /// streamed if it is there; so is what is put into the log by itself: tags that SQL names, and our own canary.
+    pub async fn begin(&mut self, session: &Session, names: &Names) -> Result<(), Error> {
         let inserts = slot::inserts_of(&names.publication);
         let query = format!("SELECT 1 FROM pg_publication WHERE pubname = {}", literal(&inserts));
-        let found = self.session.value(&query).await;
+        let found = session.value(&query).await;
         let found = found.map_err(|error| Error::session("looking for the publications", &self.place, &error))?;
         self.inserts = found.is_some();
         let mut publications = identifier(&names.publication);
@@ -176,7 +182,7 @@ impl Source {
             publications = format!("{publications},{}", identifier(&inserts));
         }
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}, messages '{messages}')",
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}, messages 'true')",
             identifier(&self.slot),
             literal(&publications).trim()
         );
@@ -184,21 +190,135 @@ impl Source {
         started.map_err(|error| Error::stream("starting the stream", &self.place, &error))
     }
 
-    /// The end of what was committed until now.
-    pub async fn end(&self) -> Result<Lsn, Error> {
-        let value = self.session.value("SELECT pg_current_wal_flush_lsn()::text").await;
-        let value = value.map_err(|error| Error::session("reading the server's position", &self.place, &error))?;
-        Ok(value.and_then(|text| text.parse().ok()).unwrap_or_default())
-    }
-
     /// Where the server goes on: the slot is ours now, nobody else can move it.
-    pub async fn confirmed(&self, names: &Names) -> Result<Lsn, Error> {
+    async fn confirmed(&self, session: &Session, names: &Names) -> Result<Lsn, Error> {
         let query = format!(
             "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = {}",
             literal(&names.slot)
         );
-        let value = self.session.value(&query).await;
+        let value = session.value(&query).await;
         let value = value.map_err(|error| Error::session("reading the slot", &self.place, &error))?;
         Ok(value.and_then(|text| text.parse().ok()).unwrap_or_default())
+    }
+
+    async fn deliver(
+        &mut self,
+        frame: Frame,
+        session: &Session,
+        flow: &mut Flow,
+        heard: &mut Hear<'_>,
+    ) -> Result<(), Error> {
+        match frame {
+            Frame::Keepalive { end, reply } => {
+                self.feedback.received(end);
+                flow.keepalive(end);
+                if reply {
+                    self.feedback.requested();
+                }
+                Ok(())
+            }
+            Frame::Notice(notice) => {
+                tracing::error!("the server says: {notice}");
+                // PostgreSQL 18 goes on without a publication that was dropped, and sends nothing of what it would have.
+                if notice.message.contains("skipped loading publication") {
+                    flow.resync(&Gap::new("publication_skipped", "the server skipped the publication"));
+                }
+                Ok(())
+            }
+            Frame::XLogData { end, data } => {
+                self.feedback.received(end);
+                deliver(&data, session, &self.place, flow, heard).await
+            }
+        }
+    }
+}
+
+impl Stream for Replication {
+    /// The commit record comes before other sessions see the rows.
+    const FENCED: bool = true;
+    const LOGGED: bool = true;
+
+    async fn open(settings: &Settings, renew: bool, _owner: &str) -> Result<Source<Replication>, Error> {
+        let Settings { dsn, names, lock_timeout, slot_mode, max_retained_wal, .. } = settings;
+        let wish = Wish { mode: *slot_mode, anew: renew, max_retained: *max_retained_wal, lock_timeout: *lock_timeout };
+        open(dsn, names, *lock_timeout, Which::Own(wish)).await
+    }
+
+    async fn start(&mut self, session: &Session, settings: &Settings) -> Result<Lsn, Error> {
+        self.begin(session, &settings.names).await?;
+        let confirmed = self.confirmed(session, &settings.names).await?;
+        self.feedback = Feedback::new(Lsn(0));
+        Ok(confirmed)
+    }
+
+    async fn next(&mut self, room: bool) -> Result<(), Error> {
+        if !room {
+            return pending().await;
+        }
+        if self.frame.is_none() {
+            self.frame = Some(self.connection.next().await.map_err(|error| self.failed(&error))?);
+        }
+        self.feedback.heard();
+        Ok(())
+    }
+
+    async fn take(&mut self, session: &Session, flow: &mut Flow, heard: &mut Hear<'_>) -> Result<(), Error> {
+        for _ in 0..MESSAGES {
+            let Some(frame) = self.frame.take() else { break };
+            self.deliver(frame, session, flow, heard).await?;
+            self.frame = self.connection.buffered().map_err(|error| self.failed(&error))?;
+        }
+        Ok(())
+    }
+
+    fn confirm(&mut self, position: Lsn) {
+        self.feedback.confirm(position);
+    }
+
+    fn due(&self) -> Option<Instant> {
+        Some(self.feedback.due())
+    }
+
+    async fn tell(&mut self) -> Result<(), Error> {
+        let sent = self.feedback.send(&mut self.connection).await;
+        sent.map_err(|error| self.failed(&error))
+    }
+
+    async fn finish(&mut self, position: Option<Lsn>) -> Result<(), Error> {
+        position.into_iter().for_each(|position| self.feedback.confirm(position));
+        let sent = self.feedback.send(&mut self.connection).await;
+        sent.map_err(|error| Error::stream("stopping", &self.place, &error))
+    }
+
+    async fn end(&self, session: &Session) -> Result<Lsn, Error> {
+        let value = session.value("SELECT pg_current_wal_flush_lsn()::text").await;
+        let value = value.map_err(|error| Error::session("reading the server's position", &self.place, &error))?;
+        Ok(value.and_then(|text| text.parse().ok()).unwrap_or_default())
+    }
+
+    fn silence(&self) -> Duration {
+        self.feedback.silence()
+    }
+
+    fn heard(&mut self) {
+        self.feedback.heard();
+    }
+
+    fn has_inserts(&self) -> bool {
+        self.inserts
+    }
+
+    async fn state(sql: Sql, names: &Names) -> Result<Option<State>, session::Error> {
+        State::read(&sql, &names.slot).await
+    }
+
+    async fn close(self, limit: Duration) {
+        self.connection.close(limit).await;
+    }
+}
+
+impl Replication {
+    fn failed(&self, error: &connection::Error) -> Error {
+        Error::stream("streaming", &self.place, error)
     }
 }

@@ -26,8 +26,8 @@ pub enum Message<'a> {
     Truncate { relations: Relations<'a> },
     /// A type that is not built in; `name` is that of its base type when it is a domain.
     Type { oid: u32, namespace: &'a str, name: &'a str },
-    /// A message that somebody put into the log. Any role can.
-    Message { prefix: &'a str, content: &'a [u8] },
+    /// A message that somebody put into the log. Any role can. A transactional one comes within its transaction, and only if that committed.
+    Message { transactional: bool, prefix: &'a str, content: &'a [u8] },
     /// Origin.
     Other,
 }
@@ -154,9 +154,9 @@ impl<'a> Message<'a> {
             }
             b'Y' => Message::Type { oid: read.u32()?, namespace: read.name()?, name: read.name()? },
             b'M' => {
-                let (_flags, _lsn, prefix) = (read.u8()?, read.lsn()?, read.name()?);
+                let (flags, _lsn, prefix) = (read.u8()?, read.lsn()?, read.name()?);
                 let length = read.u32()? as usize;
-                Message::Message { prefix, content: read.take(length)? }
+                Message::Message { transactional: flags & 1 != 0, prefix, content: read.take(length)? }
             }
             b'O' => return Ok(Message::Other),
             tag => return Err(Error::Tag(tag)),

@@ -21,10 +21,24 @@ pub enum Mode {
 /// What the daemon reads from, by name.
 #[derive(Clone, Debug)]
 pub struct Names {
-    /// The slot; also the application_name of both connections.
+    /// The slot; also the application_name of all connections, and the instance that reads an outbox.
     pub slot: String,
     /// The publication.
     pub publication: String,
+    /// Which of both is read.
+    pub feed: Feed,
+    /// Whoever fills an outbox wakes its readers.
+    pub wakes: bool,
+}
+
+/// Where changes come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Feed {
+    /// Logical replication, by a slot and a publication.
+    #[default]
+    Replication,
+    /// A table that triggers fill.
+    Outbox,
 }
 
 /// Name of the second publication, for tables whose rows nothing identifies: it sends what is inserted and truncated, and lets them

@@ -46,7 +46,10 @@ fn relation_with_key_flags() {
 #[test]
 fn logical_message() {
     let recorded = bytes("4d 00 000000000152f840 77616c74616700 00000002 6869");
-    assert_eq!(Message::parse(&recorded), Ok(Message::Message { prefix: "waltag", content: b"hi" }));
+    assert_eq!(
+        Message::parse(&recorded),
+        Ok(Message::Message { transactional: false, prefix: "waltag", content: b"hi" })
+    );
 }
 
 #[test]

@@ -1,0 +1,20 @@
+-- Tags from SQL, within the transaction: select waltag.invalidate('Report.all'). Nothing of it is left if that is rolled back.
+-- Who may: GRANT USAGE ON SCHEMA waltag TO app; GRANT EXECUTE ON FUNCTION waltag.invalidate, waltag.invalidate_in TO app;
+CREATE SCHEMA IF NOT EXISTS waltag;
+CREATE OR REPLACE FUNCTION waltag.invalidate_in(cache text, VARIADIC tags text[]) RETURNS void LANGUAGE plpgsql {security} SET search_path = pg_catalog, pg_temp AS $waltag$
+DECLARE
+  content text := json_build_object('tags', array_remove(tags, NULL), 'cache', cache);
+BEGIN
+  IF octet_length(content) > 65536 THEN
+    RAISE EXCEPTION 'these tags are % bytes long, and 64 kB is the most for one call', octet_length(content) USING HINT = 'Call it several times.';
+  END IF;
+  IF cardinality(array_remove(tags, NULL)) > 0 THEN
+    {write}
+  END IF;
+END
+$waltag$;
+CREATE OR REPLACE FUNCTION waltag.invalidate(VARIADIC tags text[]) RETURNS void LANGUAGE sql {security} SET search_path = pg_catalog, pg_temp AS $waltag$
+  SELECT waltag.invalidate_in(NULL, VARIADIC tags)
+$waltag$;
+REVOKE ALL ON FUNCTION waltag.invalidate_in(text, text[]), waltag.invalidate(text[]) FROM PUBLIC;
+COMMENT ON FUNCTION waltag.invalidate(text[]) IS {comment};

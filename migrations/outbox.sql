@@ -1,0 +1,34 @@
+-- What the triggers fill and the daemon empties. It is not in the WAL: after a crash or a failover, when PostgreSQL empties it, the daemon
+-- makes everything stale anyway, because readers may have seen commits that are gone. Vacuumed often: its rows live for a second.
+CREATE SCHEMA IF NOT EXISTS waltag;
+CREATE UNLOGGED TABLE IF NOT EXISTS waltag.outbox (
+  xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+  id bigint GENERATED ALWAYS AS IDENTITY,
+  at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  relation oid NOT NULL,
+  root oid NOT NULL,
+  kind "char" NOT NULL,
+  names text[],
+  old text[],
+  new text[],
+  PRIMARY KEY (xid, id)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_insert_threshold = -1,
+  autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 1000000);
+-- How far each daemon is (one row for each --slot), and who is at work.
+CREATE TABLE IF NOT EXISTS waltag.progress (
+  instance text PRIMARY KEY,
+  position bigint NOT NULL,
+  done pg_snapshot NOT NULL,
+  owner text NOT NULL DEFAULT '',
+  pid int,
+  begun timestamptz,
+  at timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (fillfactor = 20);
+CREATE OR REPLACE FUNCTION waltag.truncated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $waltag$
+BEGIN
+  INSERT INTO waltag.outbox (relation, root, kind) VALUES (TG_RELID, TG_RELID, 't');
+  {notify}
+  RETURN NULL;
+END
+$waltag$;
+REVOKE ALL ON FUNCTION waltag.truncated() FROM PUBLIC;

@@ -1,0 +1,104 @@
+//! What the rules need of the changes of a relation.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::rules::events::{EVENTS, Events};
+use crate::rules::tables::TableName;
+use crate::rules::{Rules, Tag};
+use crate::setup::catalog::Column;
+use crate::setup::verify::columns_of;
+
+/// What a trigger function writes down. It is remembered in the function's comment, to be compared with what is needed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Need {
+    /// Kinds of changes.
+    pub events: BTreeSet<String>,
+    /// Columns that are written down.
+    pub columns: BTreeSet<String>,
+    /// Those are all that there are: `rows: true`.
+    pub whole: bool,
+    /// Columns that `ignore` and `only` name: of those an update says whether they changed.
+    pub watched: BTreeSet<String>,
+    /// Which changes make an update count; nothing: every update does.
+    pub counts: Option<Counts>,
+    /// The writers wake the daemon.
+    pub notifies: bool,
+}
+
+/// Changes that make an update count for some rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Those of columns that are not watched.
+    pub rest: bool,
+    /// Those of these watched columns.
+    pub columns: BTreeSet<String>,
+}
+
+impl Need {
+    /// Of the rules of `tables`, for a relation with these columns.
+    pub fn of(rules: &Rules, tables: &BTreeSet<TableName>, columns: &[Column], notifies: bool) -> Need {
+        let (mut need, mut events) =
+            (Need { notifies, counts: Some(Counts::default()), ..Need::default() }, Events::NONE);
+        let rules: Vec<_> = tables.iter().flat_map(|table| rules.of_table(table)).collect();
+        for (rule, tag) in rules.iter().flat_map(|rule| rule.tags.iter().map(move |tag| (rule, tag))) {
+            events = EVENTS
+                .iter()
+                .filter(|(event, _)| tag.events.contains(*event))
+                .fold(events, |all, (event, _)| all.with(*event));
+            need.whole |= tag.template.is_row();
+            need.watched.extend(tag.changes.iter().flat_map(|changes| &changes.columns).map(|(_, name)| name.clone()));
+            columns_of(rule, tag, false, |_, column| need.columns.extend([column.to_owned()]));
+        }
+        let there = |name: &String| columns.iter().any(|column| column.name == *name && !column.generated);
+        if need.whole {
+            need.columns =
+                columns.iter().filter(|column| !column.generated).map(|column| column.name.clone()).collect();
+        }
+        need.columns.retain(there);
+        need.watched.retain(there);
+        for tag in rules.iter().flat_map(|rule| &rule.tags) {
+            need.counts = need.counts.take().and_then(|counts| counts.and(tag, &need.watched));
+        }
+        need.events =
+            EVENTS.iter().filter(|(event, _)| events.contains(*event)).map(|(_, name)| (*name).to_owned()).collect();
+        need
+    }
+
+    /// Is everything written down that `other` needs, and can it be, of these columns?
+    pub fn covers(&self, other: &Need, columns: &[Column]) -> bool {
+        let there = |name: &String| columns.iter().any(|column| column.name == *name && !column.generated);
+        self.columns.iter().chain(&self.watched).all(there)
+            && self.events.is_superset(&other.events)
+            && (!other.whole || self.columns == other.columns)
+            && self.columns.is_superset(&other.columns)
+            && self.watched.is_superset(&other.watched)
+            && self.counts_what_counts(other)
+    }
+
+    fn counts_what_counts(&self, other: &Need) -> bool {
+        let (own, wanted) = match (&self.counts, &other.counts) {
+            (None, _) => return true,
+            (Some(_), None) => return false,
+            (Some(own), Some(wanted)) => (own, wanted),
+        };
+        let mut more = self.watched.difference(&other.watched);
+        let rest = !wanted.rest || (own.rest && more.all(|name| own.columns.contains(name)));
+        rest && own.columns.is_superset(&wanted.columns)
+    }
+}
+
+impl Counts {
+    /// With what counts for one more tag; nothing if every update does. A tag with several lists passes all of them, so one will do.
+    fn and(mut self, tag: &Tag, watched: &BTreeSet<String>) -> Option<Counts> {
+        if !tag.events.contains(crate::rules::events::Event::Update) {
+            return Some(self);
+        }
+        let changes = tag.changes.first()?;
+        let named: BTreeSet<String> = changes.columns.iter().map(|(_, name)| name.clone()).collect();
+        self.rest |= !changes.only;
+        self.columns.extend(watched.iter().filter(|name| named.contains(*name) == changes.only).cloned());
+        Some(self)
+    }
+}

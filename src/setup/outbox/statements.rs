@@ -1,0 +1,221 @@
+//! The SQL that brings triggers to what the rules need, and takes them away again.
+
+use super::carriers::Carrier;
+use super::need::{Counts, Need};
+use super::triggers::{CHANGE, TRUNCATE, Trigger, Triggers};
+use crate::rules::Rules;
+use crate::setup::catalog::Catalog;
+use crate::setup::statements::{MARK, Role, RoleState, Statement};
+use crate::source::session::{identifier, literal};
+
+const TABLES: &str = include_str!("../../../migrations/outbox.sql");
+const CHANGED: &str = include_str!("../../../migrations/outbox_changed.sql");
+/// The wake-up: one for each transaction, however often it is asked for.
+const NOTIFY: &str = "PERFORM pg_notify('waltag', '');";
+/// Without: a comment that says why.
+const SILENT: &str = "-- Nobody is notified: the daemon polls.";
+/// Of an identity that says nothing of the columns that are not written down.
+pub const REST: &str = "";
+
+/// Statements, in order, so that `rules` work; what no rule needs any more goes.
+pub fn apply(rules: &Rules, catalog: &Catalog, role: &Role) -> Vec<Statement> {
+    let triggers = &catalog.triggers;
+    let mut statements = role_statements(role);
+    let notify = if triggers.notify { NOTIFY } else { SILENT };
+    if !triggers.installed || triggers.notifies != triggers.notify {
+        statements.push(Statement::new(TABLES.replace("{notify}", notify)));
+        let name = identifier(&role.name);
+        statements.push(Statement::new(format!(
+            "-- What the daemon needs: no table of the application's is read.\nGRANT USAGE ON SCHEMA waltag TO {name};\n\
+             GRANT SELECT, DELETE ON waltag.outbox TO {name};\nGRANT SELECT, INSERT, UPDATE ON waltag.progress TO {name};"
+        )));
+    }
+    let mut kept = Vec::new();
+    for carrier in &triggers.carriers {
+        let need = carrier.need(rules, catalog);
+        statements.extend(of_carrier(triggers, carrier, &need, notify, &mut kept));
+    }
+    let superfluous = triggers
+        .all
+        .iter()
+        .filter(|trigger| !trigger.cloned && !kept.contains(&(trigger.relation, trigger.name.clone())));
+    statements.extend(superfluous.map(|trigger| drop_trigger(trigger, "No rule needs it any more.")));
+    let functions = triggers
+        .functions
+        .values()
+        .filter(|(name, _)| triggers.carriers.iter().all(|carrier| function_of(carrier.oid) != *name));
+    let mut names: Vec<&String> = functions.map(|(name, _)| name).collect();
+    names.sort();
+    statements.extend(
+        names.into_iter().map(|name| Statement::new(format!("DROP FUNCTION IF EXISTS waltag.{}();", identifier(name)))),
+    );
+    statements
+}
+
+/// Function and triggers of one carrier, as far as they are not there.
+fn of_carrier(
+    triggers: &Triggers,
+    carrier: &Carrier,
+    need: &Need,
+    notify: &str,
+    kept: &mut Vec<(u32, String)>,
+) -> Vec<Statement> {
+    let mut statements = Vec::new();
+    let row_events: Vec<String> = ["insert", "update", "delete"]
+        .iter()
+        .filter(|event| need.events.contains(**event))
+        .map(|event| event.to_uppercase())
+        .collect();
+    if !row_events.is_empty() {
+        kept.push((carrier.oid, CHANGE.to_owned()));
+        let name = function_of(carrier.oid);
+        let there = triggers.functions.values().find(|(known, _)| *known == name);
+        if there.and_then(|(_, known)| known.as_ref()) != Some(need) {
+            statements.push(Statement::new(function(carrier, need, notify)));
+        }
+        let of_rows = need.events.iter().filter(|event| *event != "truncate").cloned().collect();
+        let trigger = triggers.of(carrier.oid, CHANGE);
+        let fits = trigger.is_some_and(|trigger| trigger.events() == of_rows);
+        if !fits || trigger.is_some_and(|trigger| !trigger.enabled) {
+            let create = format!(
+                "AFTER {} ON {{}} FOR EACH ROW EXECUTE FUNCTION waltag.{}()",
+                row_events.join(" OR "),
+                identifier(&name)
+            );
+            statements.push(create_trigger(CHANGE, &carrier.table.sql(), &create));
+        }
+        // One leaf alone can be disabled.
+        let disabled = carrier.emptied.iter().filter(|(oid, _)| *oid != carrier.oid);
+        let disabled = disabled.filter(|(oid, _)| triggers.of(*oid, CHANGE).is_some_and(|trigger| !trigger.enabled));
+        statements.extend(
+            disabled.map(|(_, table)| {
+                Statement::new(format!("ALTER TABLE {} ENABLE ALWAYS TRIGGER {CHANGE};", table.sql()))
+            }),
+        );
+    }
+    if need.events.contains("truncate") {
+        for (oid, table) in &carrier.emptied {
+            kept.push((*oid, TRUNCATE.to_owned()));
+            if !triggers.of(*oid, TRUNCATE).is_some_and(|trigger| trigger.enabled) {
+                let create = "AFTER TRUNCATE ON {} FOR EACH STATEMENT EXECUTE FUNCTION waltag.truncated()";
+                statements.push(create_trigger(TRUNCATE, &table.sql(), create));
+            }
+        }
+    }
+    statements
+}
+
+/// ALWAYS: for the apply worker of a logical subscriber, and for sessions that call themselves replicas, too.
+fn create_trigger(name: &str, table: &str, create: &str) -> Statement {
+    Statement::new(format!(
+        "-- It waits for the transactions that write {table}, and they for it: at most --lock-timeout at a time.\n\
+         DROP TRIGGER IF EXISTS {name} ON {table};\nCREATE TRIGGER {name} {};\nALTER TABLE {table} ENABLE ALWAYS TRIGGER {name};",
+        create.replace("{}", table)
+    ))
+}
+
+fn drop_trigger(trigger: &Trigger, why: &str) -> Statement {
+    Statement::new(format!(
+        "-- {why}\nDROP TRIGGER IF EXISTS {} ON {};",
+        identifier(&trigger.name),
+        trigger.table.sql()
+    ))
+}
+
+fn function_of(oid: u32) -> String {
+    format!("changed_{oid}")
+}
+
+fn function(carrier: &Carrier, need: &Need, notify: &str) -> String {
+    let watched: Vec<&String> = need.watched.difference(&need.columns).collect();
+    let values = |row: &str| {
+        // `%s` is the type's own output; a cast to text is not (of a boolean, a padded character, an address).
+        let value = |column: &String| {
+            let column = format!("{row}.{}", identifier(column));
+            format!("CASE WHEN num_nulls({column}) = 0 THEN format('%s', {column}) END")
+        };
+        need.columns.iter().map(value).collect::<Vec<_>>().join(", ")
+    };
+    let names = need.columns.iter().chain(watched.iter().copied()).map(|name| literal(name).trim().to_owned());
+    let rest = need.counts_rest().then(|| literal(REST).trim().to_owned());
+    let names: Vec<String> = names.chain(rest).collect();
+    let comment = format!("{MARK}{}", serde_json::to_string(need).unwrap_or_default());
+    let declarations = if need.watched.is_empty() { "" } else { "  before record;\n  rest boolean;\n" };
+    CHANGED
+        .replace("{table}", &carrier.table.to_string())
+        .replace("{function}", &format!("waltag.{}", identifier(&function_of(carrier.oid))))
+        .replace("{names}", &format!("ARRAY[{}]::text[]", names.join(", ")))
+        .replace("{declarations}", declarations)
+        .replace("{old}", &values("OLD"))
+        .replace("{new}", &values("NEW"))
+        .replace("{compared}", &compared(need, &watched))
+        .replace("{root}", &carrier.oid.to_string())
+        .replace("{notify}", notify)
+        .replace("{comment}", literal(&comment).trim())
+}
+
+/// Which of the watched columns changed, whether anything else did, and whether all that is worth a row. Compared as they are stored: not
+/// every type has an equality.
+fn compared(need: &Need, watched: &[&String]) -> String {
+    if need.watched.is_empty() {
+        return String::new();
+    }
+    let differs = |name: &String| format!("(ROW(OLD.{0}) *<> ROW(NEW.{0}))", identifier(name));
+    let equal: String =
+        need.watched.iter().map(|name| format!("      before.{0} := NEW.{0};\n", identifier(name))).collect();
+    let mark = |condition: &str| format!("CASE WHEN {condition} THEN '1' ELSE '' END");
+    let marks: Vec<String> =
+        watched.iter().map(|name| mark(&differs(name))).chain(need.counts_rest().then(|| mark("rest"))).collect();
+    let blanks = vec!["''"; marks.len()].join(", ");
+    let skip = match &need.counts {
+        None => String::new(),
+        Some(Counts { rest, columns }) => {
+            let counted: Vec<String> = columns.iter().map(differs).chain(rest.then(|| "rest".to_owned())).collect();
+            let counted = if counted.is_empty() { "false".to_owned() } else { counted.join(" OR ") };
+            format!("      IF NOT ({counted}) THEN\n        RETURN NULL;\n      END IF;\n")
+        }
+    };
+    format!(
+        "    IF TG_OP = 'UPDATE' THEN\n      before := OLD;\n{equal}      rest := before *<> NEW;\n{skip}      was := was || ARRAY[{blanks}]::text[];\n      \
+         is_now := is_now || ARRAY[{}]::text[];\n    END IF;\n",
+        marks.join(", ")
+    )
+}
+
+impl Need {
+    /// Does it say whether columns changed that nobody watches? Without watched columns nothing is compared.
+    fn counts_rest(&self) -> bool {
+        !self.watched.is_empty()
+    }
+}
+
+fn role_statements(role: &Role) -> Vec<Statement> {
+    let name = identifier(&role.name);
+    match role.state {
+        RoleState::Missing => {
+            let comment = literal(&format!("{MARK}role"));
+            vec![
+                Statement::new(format!(
+                    "-- The daemon's role. It has no password; give it one with \\password, or let pg_hba.conf decide.\nCREATE ROLE {name} LOGIN;"
+                )),
+                Statement::new(format!("COMMENT ON ROLE {name} IS {};", comment.trim())),
+            ]
+        }
+        RoleState::Unfit => vec![Statement::new(format!("-- What the daemon logs in with.\nALTER ROLE {name} LOGIN;"))],
+        RoleState::Fit | RoleState::Ours => Vec::new(),
+    }
+}
+
+/// Statements, in order, that take everything away.
+pub fn remove(catalog: &Catalog, role: &Role) -> Vec<Statement> {
+    let own = catalog.triggers.all.iter().filter(|trigger| !trigger.cloned);
+    let mut statements: Vec<Statement> =
+        own.map(|trigger| drop_trigger(trigger, "Its changes are not seen any more.")).collect();
+    if catalog.triggers.installed || !catalog.triggers.functions.is_empty() {
+        statements.push(Statement::new("-- Tables and functions.\nDROP SCHEMA waltag CASCADE;"));
+    }
+    if role.state == RoleState::Ours {
+        statements.push(Statement::new(format!("DROP ROLE {};", identifier(&role.name))));
+    }
+    statements
+}

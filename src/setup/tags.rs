@@ -1,0 +1,49 @@
+//! `waltag.invalidate` and `waltag.invalidate_in`: tags from SQL, on the way that the changes take.
+
+use super::statements::{MARK, Statement};
+use crate::source::replication::slot::Feed;
+use crate::source::session::{Error, Sql, literal};
+
+const INVALIDATE: &str = include_str!("../../migrations/invalidate.sql");
+
+/// What is there of them.
+pub struct Tags {
+    comment: Option<String>,
+    outbox: bool,
+}
+
+impl Tags {
+    /// Reads it.
+    pub async fn read(session: &Sql) -> Result<Tags, Error> {
+        let query = "SELECT obj_description(to_regprocedure('waltag.invalidate(text[])'), 'pg_proc'), to_regclass('waltag.outbox') IS NOT NULL";
+        let rows = session.rows(query).await?;
+        let field = |index: usize| rows.first().and_then(|row| row.get(index));
+        Ok(Tags { comment: field(0).map(str::to_owned), outbox: field(1) == Some("t") })
+    }
+
+    /// Makes them, unless they are there as they should be. With an outbox they write a row, as its owner; otherwise a message into the
+    /// log, which any role may.
+    pub fn apply(&self, feed: Feed, notify: bool) -> Option<Statement> {
+        let (how, security, write) = match (feed, notify) {
+            (Feed::Replication, _) => {
+                ("replication", "", "PERFORM pg_logical_emit_message(true, 'waltag', content);".to_owned())
+            }
+            (Feed::Outbox, notify) => {
+                let row = "INSERT INTO waltag.outbox (relation, root, kind, names) VALUES (0, 0, 'm', ARRAY[content]);";
+                let wake = if notify { "\n    PERFORM pg_notify('waltag', '');" } else { "" };
+                (if notify { "outbox" } else { "outbox, polled" }, "SECURITY DEFINER", format!("{row}{wake}"))
+            }
+        };
+        let comment = format!("{MARK}tags by {how}");
+        (self.comment.as_ref() != Some(&comment)).then(|| {
+            let text = INVALIDATE.replace("{security}", security).replace("{write}", &write);
+            Statement::new(text.replace("{comment}", literal(&comment).trim()))
+        })
+    }
+
+    /// Takes them away, unless an outbox needs them.
+    pub fn remove(&self) -> Option<Statement> {
+        let ours = self.comment.as_ref().is_some_and(|comment| comment.starts_with(MARK));
+        (ours && !self.outbox).then(|| Statement::new("-- waltag.invalidate.\nDROP SCHEMA waltag CASCADE;"))
+    }
+}

@@ -1,0 +1,257 @@
+//! The second source: a table that triggers fill within the writers' transactions ([`crate::setup::outbox`] makes it).
+//!
+//! The table is the truth, NOTIFY only wakes. A [`poll`] is one statement that reads what became visible since the snapshot
+//! before, never by the rows' numbers: a number that is lower may become visible later (a quarter of the rows of a prototype did).
+//! Its rows become the messages that logical replication would have sent ([`frames`]), so nothing above knows the difference. What
+//! is done is written into `waltag.progress` ([`progress`]), and rows that every instance is done with are deleted. No transaction
+//! stays open meanwhile.
+//!
+//! A position counts polls: the moment of the first in its upper bits, so those of a later life are higher; in the lower 20 the transactions
+//! of one poll.
+
+mod frames;
+mod poll;
+mod progress;
+mod shapes;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use self::frames::{Builder, Frame};
+use self::poll::Poll;
+use self::progress::Progress;
+use self::shapes::Shapes;
+use super::endpoint::Endpoint;
+use super::lsn::Lsn;
+use super::replication::error::{Error, Kind};
+use super::session::{self, Session};
+use super::visibility::Snapshot;
+use super::{Hear, MESSAGES, Server, Source, Stream, deliver};
+use crate::cache::gap::Gap;
+use crate::exit::Exit;
+use crate::flow::Flow;
+use crate::settings::Settings;
+
+/// The channel that writers notify.
+const CHANNEL: &str = "waltag";
+
+/// Polls, and what came of them.
+pub struct Outbox {
+    poll: Poll,
+    progress: Progress,
+    shapes: Shapes,
+    /// A session of its own: one that listens within a transaction keeps the queue of notifications from being trimmed.
+    listener: Option<Session>,
+    builder: Builder,
+    frames: VecDeque<Frame>,
+    place: String,
+    interval: Duration,
+    /// When the next poll begins; at once after a notification.
+    due: Instant,
+    /// What the last poll that is complete saw, and its position.
+    polled: Option<(Snapshot, Lsn)>,
+}
+
+impl Stream for Outbox {
+    /// A poll reads what is visible.
+    const FENCED: bool = false;
+    const LOGGED: bool = false;
+
+    async fn open(settings: &Settings, _renew: bool, owner: &str) -> Result<Source<Outbox>, Error> {
+        let mut worst: Option<Error> = None;
+        for endpoint in settings.dsn.endpoints() {
+            match open_at(endpoint, settings, owner).await {
+                Ok(source) => return Ok(source),
+                Err(error) if worst.as_ref().is_none_or(|worst| matches!(worst.kind, Kind::Permanent(_))) => {
+                    worst = Some(error);
+                }
+                Err(_) => {}
+            }
+        }
+        Err(worst.unwrap_or_else(|| Error::away("the database URL names no host")))
+    }
+
+    async fn start(&mut self, _session: &Session, _settings: &Settings) -> Result<Lsn, Error> {
+        Ok(self.progress.confirmed())
+    }
+
+    async fn next(&mut self, room: bool) -> Result<(), Error> {
+        loop {
+            if room && !self.frames.is_empty() {
+                return Ok(());
+            }
+            let polling = self.poll.is_running() || self.shapes.is_running();
+            tokio::select! {
+                biased;
+                told = self.progress.work() => told.map_err(|error| self.failed("writing the progress", error))?,
+                rows = self.poll.answer(), if room && self.poll.is_running() => {
+                    rows.map_err(|error| Error::session("reading the outbox", &self.place, &error))?;
+                    self.shapes.learn(self.poll.relations());
+                }
+                learnt = self.shapes.answer(), if room && self.shapes.is_running() => {
+                    learnt.map_err(|error| Error::session("reading the shape of a table", &self.place, &error))?;
+                }
+                woken = listen(&mut self.listener), if room && !polling => {
+                    woken.map_err(|error| Error::session("listening", &self.place, &error))?;
+                    self.due = Instant::now();
+                }
+                () = sleep_until(self.due), if room && !polling && !self.poll.has_rows() => {
+                    self.poll.begin();
+                    self.due = Instant::now() + self.interval;
+                }
+            }
+            if !self.poll.is_running() && !self.shapes.is_running() && self.poll.has_rows() {
+                self.build();
+            }
+        }
+    }
+
+    async fn take(&mut self, session: &Session, flow: &mut Flow, heard: &mut Hear<'_>) -> Result<(), Error> {
+        for _ in 0..MESSAGES {
+            match self.frames.pop_front() {
+                None => break,
+                Some(Frame::Data(data)) => deliver(&data, session, &self.place, flow, heard).await?,
+                Some(Frame::Complete { snapshot, position }) => {
+                    flow.keepalive(position);
+                    self.progress.complete(position, &snapshot);
+                    self.polled = Snapshot::parse(&snapshot).map(|snapshot| (snapshot, position));
+                }
+                Some(Frame::Lost) => {
+                    flow.resync(&Gap::new("lost_table", "rows of a table arrived that is not there any more"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn confirm(&mut self, position: Lsn) {
+        self.progress.confirm(position);
+    }
+
+    fn due(&self) -> Option<Instant> {
+        None
+    }
+
+    async fn tell(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn finish(&mut self, position: Option<Lsn>) -> Result<(), Error> {
+        position.into_iter().for_each(|position| self.progress.confirm(position));
+        self.progress.leave().await.map_err(|error| self.failed("writing the progress", error))
+    }
+
+    async fn end(&self, _session: &Session) -> Result<Lsn, Error> {
+        Ok(self.poll.horizon())
+    }
+
+    fn horizon(&self) -> Option<Lsn> {
+        Some(self.poll.horizon())
+    }
+
+    fn polled(&self) -> Option<&(Snapshot, Lsn)> {
+        self.polled.as_ref()
+    }
+
+    fn wake(&mut self) {
+        self.due = Instant::now();
+    }
+
+    async fn close(self, _limit: Duration) {}
+}
+
+impl Outbox {
+    /// Makes frames of the rows that have come.
+    fn build(&mut self) {
+        let begin = self.poll.position();
+        let page = self.poll.take_page();
+        self.builder.build(&page, &self.shapes, begin, &mut self.frames);
+        if self.poll.is_complete() {
+            self.due = self.due.min(Instant::now() + self.interval);
+        } else {
+            self.poll.go_on();
+        }
+    }
+
+    fn failed(&self, doing: &str, error: progress::Error) -> Error {
+        match error {
+            progress::Error::Lost => Error {
+                sentence: format!("another daemon has taken over the outbox at {}", self.place),
+                kind: Kind::Standby,
+            },
+            progress::Error::Session(error) => Error::session(doing, &self.place, &error),
+        }
+    }
+}
+
+async fn listen(listener: &mut Option<Session>) -> Result<(), session::Error> {
+    match listener {
+        Some(listener) => listener.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Result<Source<Outbox>, Error> {
+    let (place, name) = (endpoint.to_string(), &settings.names.slot);
+    let session = match settings.no_listen {
+        true => Session::open_pooled(endpoint, name).await,
+        false => Session::open(endpoint, name).await,
+    };
+    let session = session.map_err(|error| Error::session("connecting", &place, &error))?;
+    let failed = |error| Error::session("reading the server's state", &place, &error);
+    let query = "SELECT current_setting('server_version_num'), pg_is_in_recovery(), \
+        to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.progress') IS NOT NULL";
+    let rows = session.rows(query).await.map_err(failed)?;
+    let field = |index: usize| rows.first().and_then(|row| row.get(index)).unwrap_or_default();
+    let config = |sentence: String| Err(Error::permanent(Exit::Config, sentence));
+    if field(0).parse::<u32>().unwrap_or_default() < 140_000 {
+        return config(format!("PostgreSQL at {place} is older than 14, the oldest that waltag reads from"));
+    }
+    if field(1) == "t" {
+        return config(format!(
+            "{place} is a hot standby; waltag reads from the primary. Let WALTAG_DATABASE_URL name it, or list all hosts."
+        ));
+    }
+    if field(2) != "t" {
+        return config(format!(
+            "there is no outbox in this database at {place}; create it with `waltag setup --source outbox --apply` as the database's owner"
+        ));
+    }
+    let version = field(0).parse().unwrap_or_default();
+    // `pg_control_checkpoint()` lags behind a promotion; a file name does not.
+    let query = "SELECT system_identifier, ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int, \
+        (SELECT stats_reset::text FROM pg_stat_bgwriter) FROM pg_control_system()";
+    let rows = session.rows(query).await.map_err(failed)?;
+    let field = |index: usize| rows.first().and_then(|row| row.get(index)).unwrap_or_default().to_owned();
+    let server = Server { system: field(0), timeline: field(1), crash: field(2) };
+    let progress = Progress::take(&session, name, owner, settings.no_listen).await;
+    let progress = progress.map_err(|error| Error::session("taking the outbox", &place, &error))?;
+    let Some(progress) = progress else {
+        let sentence = format!("another daemon works on the outbox at {place}");
+        return Err(Error { sentence, kind: Kind::Standby });
+    };
+    let listener = match settings.no_listen {
+        true => None,
+        false => {
+            let failed = |error| Error::session("listening", &place, &error);
+            let listener = Session::open(endpoint, name).await.map_err(failed)?;
+            listener.execute(&format!("LISTEN {CHANNEL}")).await.map_err(failed)?;
+            Some(listener)
+        }
+    };
+    let stream = Outbox {
+        poll: Poll::new(&session, &progress),
+        shapes: Shapes::new(&session),
+        progress,
+        listener,
+        builder: Builder::default(),
+        frames: VecDeque::new(),
+        place: place.clone(),
+        interval: settings.poll,
+        due: Instant::now(),
+        polled: None,
+    };
+    Ok(Source { session, server, place, version, stream })
+}

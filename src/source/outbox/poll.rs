@@ -1,0 +1,182 @@
+//! One statement reads what became visible since the snapshot before, and the snapshot of now; pages follow where there is much.
+
+use std::collections::BTreeSet;
+
+use serde_json::from_str;
+use tokio_postgres::SimpleQueryRow;
+
+use super::progress::Progress;
+use crate::source::clock::Timestamp;
+use crate::source::lsn::Lsn;
+use crate::source::session::{Answer, Error, Sql};
+
+/// Rows of one page.
+const PAGE: usize = 1_000;
+/// Bits of a position for the transactions of one poll; more share the last.
+pub const WITHIN: u32 = 20;
+
+/// What is read of a row.
+pub struct Row {
+    /// Its transaction, all 64 bits.
+    pub xid: u64,
+    /// Its number.
+    id: i64,
+    /// When it was written, by the server's clock.
+    pub at: Timestamp,
+    /// The table.
+    pub relation: u32,
+    /// The relation whose trigger it was.
+    pub root: u32,
+    /// `i`, `u`, `d`, `t`, `m` (tags from SQL), or `x`: something changed.
+    pub kind: u8,
+    /// Names of the columns.
+    pub names: Vec<String>,
+    /// Their values before, ...
+    pub old: Option<Vec<Option<String>>>,
+    /// ... and after.
+    pub new: Option<Vec<Option<String>>>,
+}
+
+/// Rows in the order of their transactions.
+pub struct Page {
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// What the poll saw, if this is its last page.
+    pub complete: Option<String>,
+    /// It is the first of its poll.
+    pub first: bool,
+}
+
+/// The poll under way, and where it goes on.
+pub struct Poll {
+    sql: Sql,
+    /// What was visible to the poll before ...
+    before: String,
+    /// ... and is to this one.
+    now: String,
+    /// Polls so far.
+    number: u64,
+    running: Option<Answer>,
+    page: Option<Page>,
+    /// The last row of the page before.
+    last: Option<(u64, i64)>,
+    complete: bool,
+}
+
+impl Poll {
+    /// Behind what was done.
+    pub fn new(sql: &Sql, progress: &Progress) -> Poll {
+        Poll {
+            sql: sql.clone(),
+            before: progress.snapshot().to_owned(),
+            now: String::new(),
+            number: progress.first_poll(),
+            running: None,
+            page: None,
+            last: None,
+            complete: true,
+        }
+    }
+
+    /// Is a statement under way?
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Has a page come that nobody has taken?
+    pub fn has_rows(&self) -> bool {
+        self.page.is_some()
+    }
+
+    /// Were all its pages taken?
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The position of this poll's first transaction.
+    pub fn position(&self) -> Lsn {
+        Lsn(self.number << WITHIN)
+    }
+
+    /// Everything that is visible at this moment has arrived with this position: a poll that has begun may have looked before.
+    pub fn horizon(&self) -> Lsn {
+        let begun = !self.complete || self.is_running() || self.has_rows();
+        Lsn(((self.number + 1 + u64::from(begun)) << WITHIN) - 1)
+    }
+
+    /// Begins one.
+    pub fn begin(&mut self) {
+        let (columns, before) = (columns(), &self.before);
+        let query = format!(
+            "WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot) SELECT s.snapshot::text, {columns} FROM s \
+             LEFT JOIN LATERAL (SELECT * FROM waltag.outbox WHERE xid >= pg_snapshot_xmin('{before}') \
+             AND NOT pg_visible_in_snapshot(xid, '{before}') ORDER BY xid, id LIMIT {PAGE}) o ON true"
+        );
+        (self.last, self.complete) = (None, false);
+        self.running = Some(self.sql.ask(query));
+    }
+
+    /// Asks for the next page: of the same snapshot, whatever came meanwhile.
+    pub fn go_on(&mut self) {
+        let (columns, before, now) = (columns(), &self.before, &self.now);
+        let (xid, id) = self.last.unwrap_or_default();
+        let query = format!(
+            "SELECT '{now}', {columns} FROM waltag.outbox o WHERE (xid, id) > ('{xid}'::xid8, {id}) AND xid < pg_snapshot_xmax('{now}') \
+             AND NOT pg_visible_in_snapshot(xid, '{before}') AND pg_visible_in_snapshot(xid, '{now}') ORDER BY xid, id LIMIT {PAGE}"
+        );
+        self.running = Some(self.sql.ask(query));
+    }
+
+    /// Waits for the statement. Cancel-safe.
+    pub async fn answer(&mut self) -> Result<(), Error> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let answer = running.await;
+        self.running = None;
+        let answer = answer?;
+        let first = self.last.is_none();
+        if first {
+            self.now = answer.first().and_then(|row| row.get(0)).unwrap_or_default().to_owned();
+        }
+        let rows: Vec<Row> = answer.iter().filter_map(row).collect();
+        self.last = rows.last().map(|row| (row.xid, row.id)).or(self.last);
+        self.complete = rows.len() < PAGE;
+        let complete = self.complete.then(|| self.now.clone());
+        self.page = Some(Page { rows, complete, first });
+        Ok(())
+    }
+
+    /// Relations of the page, and those whose triggers wrote it.
+    pub fn relations(&self) -> BTreeSet<u32> {
+        let rows = self.page.iter().flat_map(|page| &page.rows);
+        rows.filter(|row| row.kind != b'm').flat_map(|row| [row.relation, row.root]).collect()
+    }
+
+    /// Hands the page out.
+    pub fn take_page(&mut self) -> Page {
+        if self.complete {
+            self.before.clone_from(&self.now);
+            self.number += 1;
+        }
+        self.page.take().unwrap_or(Page { rows: Vec::new(), complete: None, first: false })
+    }
+}
+
+fn columns() -> &'static str {
+    "o.xid::text, o.id, ((extract(epoch FROM o.at) - 946684800) * 1000000)::int8, o.relation, o.root, o.kind, \
+     array_to_json(o.names), array_to_json(o.old), array_to_json(o.new)"
+}
+
+fn row(row: &SimpleQueryRow) -> Option<Row> {
+    let list = |index: usize| row.get(index).and_then(|json| from_str(json).ok());
+    Some(Row {
+        xid: row.get(1)?.parse().ok()?,
+        id: row.get(2)?.parse().ok()?,
+        at: Timestamp(row.get(3)?.parse().ok()?),
+        relation: row.get(4)?.parse().ok()?,
+        root: row.get(5)?.parse().ok()?,
+        kind: *row.get(6)?.as_bytes().first()?,
+        names: row.get(7).and_then(|json| from_str(json).ok()).unwrap_or_default(),
+        old: list(8),
+        new: list(9),
+    })
+}

@@ -1,0 +1,196 @@
+//! How far this instance is, in `waltag.progress`: one row, which also says who is at work. Written before rows are deleted, so that a daemon
+//! that starts finds either.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::poll::WITHIN;
+use crate::source::lsn::Lsn;
+use crate::source::session::{self, Answer, Session, Sql, literal};
+
+/// Something was done: it is written after this time at the latest.
+const AFTER_CONFIRMATION: Duration = Duration::from_millis(100);
+/// Nothing was: a sign of life.
+const SIGN: Duration = Duration::from_secs(1);
+/// A daemon that gives none for so long is gone.
+const LEASE: &str = "5 seconds";
+/// Seconds since 2020: with 32 bits behind them they fit until 2088.
+const MOMENT: &str = "(extract(epoch FROM clock_timestamp())::int8 - 1577836800)";
+/// Rows that one statement deletes.
+const PORTION: usize = 10_000;
+
+/// Why the progress was not written.
+#[derive(Debug)]
+pub enum Error {
+    /// Somebody else is at work.
+    Lost,
+    /// The session.
+    Session(session::Error),
+}
+
+impl From<session::Error> for Error {
+    fn from(error: session::Error) -> Error {
+        Error::Session(error)
+    }
+}
+
+/// What stands there, and what is to be written.
+pub struct Progress {
+    sql: Sql,
+    instance: String,
+    owner: String,
+    snapshot: String,
+    position: Lsn,
+    first_poll: u64,
+    /// Polls that are complete and not confirmed.
+    polls: VecDeque<(Lsn, String)>,
+    /// Confirmed since the row was written.
+    news: bool,
+    /// Rows may be left that everybody is done with.
+    deletable: bool,
+    running: Option<(Doing, Answer)>,
+    last: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Doing {
+    Writing,
+    Deleting,
+}
+
+impl Progress {
+    /// Takes the instance over, unless another daemon is at work: nothing then. `pooled`: who answers is not who asked, so only time tells.
+    pub async fn take(
+        sql: &Session,
+        instance: &str,
+        owner: &str,
+        pooled: bool,
+    ) -> Result<Option<Progress>, session::Error> {
+        let (name, owner_text) = (literal(instance), literal(owner));
+        // The moment in the upper bits: a marker of an installation before is behind, and so a gap.
+        sql.execute(&format!(
+            "INSERT INTO waltag.progress (instance, position, done) \
+             VALUES ({name}, {MOMENT} << 32, pg_current_snapshot()) ON CONFLICT DO NOTHING"
+        ))
+        .await?;
+        let who = if pooled {
+            "NULL, NULL"
+        } else {
+            "pg_backend_pid(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())"
+        };
+        let query = format!(
+            "UPDATE waltag.progress p SET owner = {owner_text}, at = clock_timestamp(), (pid, begun) = (SELECT {who}) WHERE instance = {name} \
+             AND (owner IN ('', {owner_text}) OR at < clock_timestamp() - interval '{LEASE}' OR (pid IS NOT NULL AND NOT EXISTS \
+               (SELECT FROM pg_stat_activity a WHERE a.pid = p.pid AND a.backend_start IS NOT DISTINCT FROM p.begun))) \
+             RETURNING position, done::text, greatest(position >> {WITHIN}, {MOMENT} << 12) + 1"
+        );
+        let rows = sql.rows(&query).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let number = |index: usize| row.get(index).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
+        Ok(Some(Progress {
+            sql: (**sql).clone(),
+            instance: instance.to_owned(),
+            owner: owner.to_owned(),
+            snapshot: row.get(1).unwrap_or_default().to_owned(),
+            position: Lsn(number(0)),
+            first_poll: number(2),
+            polls: VecDeque::new(),
+            news: false,
+            deletable: true,
+            running: None,
+            last: Instant::now(),
+        }))
+    }
+
+    /// What was done when it was taken over, or written last.
+    pub fn confirmed(&self) -> Lsn {
+        self.position
+    }
+
+    /// Everything visible in it is done.
+    pub fn snapshot(&self) -> &str {
+        &self.snapshot
+    }
+
+    /// The number of the next poll: higher than that of any before, also of those that nobody wrote down.
+    pub fn first_poll(&self) -> u64 {
+        self.first_poll
+    }
+
+    /// A poll was handed over as a whole.
+    pub fn complete(&mut self, position: Lsn, snapshot: &str) {
+        self.polls.push_back((position, snapshot.to_owned()));
+    }
+
+    /// Everything up to here is done.
+    pub fn confirm(&mut self, position: Lsn) {
+        while let Some((done, snapshot)) = self.polls.pop_front_if(|(end, _)| *end <= position) {
+            (self.position, self.news) = (done, self.news || self.snapshot != snapshot);
+            self.snapshot = snapshot;
+        }
+    }
+
+    /// Writes what was confirmed, and deletes. Ready after each statement. Cancel-safe.
+    pub async fn work(&mut self) -> Result<(), Error> {
+        if self.running.is_none() {
+            let wait = if self.news { AFTER_CONFIRMATION } else { SIGN };
+            if !self.deletable {
+                sleep_until(self.last + wait).await;
+            }
+            self.running = Some(match self.deletable {
+                true => (Doing::Deleting, self.sql.ask(self.deletion())),
+                false => (Doing::Writing, self.sql.ask(self.writing(&self.owner))),
+            });
+            if !self.deletable {
+                (self.deletable, self.news) = (self.news, false);
+            }
+        }
+        let Some((doing, running)) = &mut self.running else { return Ok(()) };
+        let doing = *doing;
+        let answer = running.await;
+        self.running = None;
+        let rows = answer?;
+        match doing {
+            Doing::Writing => {
+                self.last = Instant::now();
+                if rows.is_empty() { Err(Error::Lost) } else { Ok(()) }
+            }
+            Doing::Deleting => {
+                let deleted = rows.first().and_then(|row| row.get(0)).and_then(|text| text.parse::<usize>().ok());
+                self.deletable = deleted.unwrap_or_default() >= PORTION;
+                Ok(())
+            }
+        }
+    }
+
+    /// The last words: what was confirmed, and that nobody is at work.
+    pub async fn leave(&mut self) -> Result<(), Error> {
+        self.running = None;
+        let rows = self.sql.rows(&self.writing("")).await?;
+        if rows.is_empty() { Err(Error::Lost) } else { Ok(()) }
+    }
+
+    fn writing(&self, owner: &str) -> String {
+        format!(
+            "UPDATE waltag.progress SET position = {}, done = '{}', owner = {}, at = clock_timestamp() \
+             WHERE instance = {} AND owner = {} RETURNING 1",
+            self.position.0,
+            self.snapshot,
+            literal(owner),
+            literal(&self.instance),
+            literal(&self.owner)
+        )
+    }
+
+    /// What every instance is done with.
+    fn deletion(&self) -> String {
+        format!(
+            "WITH gone AS (DELETE FROM waltag.outbox WHERE (xid, id) IN (SELECT xid, id FROM waltag.outbox o \
+             WHERE xid < (SELECT pg_snapshot_xmax(done) FROM waltag.progress ORDER BY 1 LIMIT 1) \
+             AND NOT EXISTS (SELECT FROM waltag.progress p WHERE NOT pg_visible_in_snapshot(o.xid, p.done)) \
+             ORDER BY xid, id LIMIT {PORTION}) RETURNING 1) SELECT count(*) FROM gone"
+        )
+    }
+}
