@@ -2,7 +2,7 @@
 
 use futures_util::SinkExt;
 
-use crate::support::{Monitor, RULES, World, until};
+use crate::support::{Monitor, RULES, World, outbox, until};
 
 /// A world with two rows of second_model (categories 1 and 9) and one of first_model.
 async fn shop() -> World {
@@ -326,6 +326,10 @@ async fn a_transaction_larger_than_the_memory_budget_passes() {
 /// The key tuple carries NULL for the columns outside the identity; in Python's style that would be a tag `None`.
 #[tokio::test]
 async fn an_identity_lost_while_running_is_told_and_renders_no_null() {
+    if outbox() {
+        // Triggers see whole old rows.
+        return;
+    }
     let world = shop().await;
     let daemon = world.daemon();
     let monitor = Monitor::start(world.redis.port);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Monitor, RULES, World, signal, until};
+use crate::support::{Monitor, RULES, World, end_of_stream, outbox, signal, unconfirmed, until};
 
 /// Keys whose rows are committed while the daemon dies again and again: each must be gone at the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,8 +77,7 @@ async fn a_refused_batch_is_sent_again() {
     sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
     daemon.wait_for_count("its tags are kept and sent again", 2);
     assert!(daemon.log().contains("+unlink"), "the missing permission is named:\n{}", daemon.log());
-    let query = "SELECT confirmed_flush_lsn < pg_current_wal_flush_lsn() FROM pg_replication_slots";
-    assert!(sql.query_one(query, &[]).await.unwrap().get::<_, bool>(0));
+    assert!(sql.query_one(unconfirmed(), &[]).await.unwrap().get::<_, bool>(0));
     acl("+unlink").await;
     world.settled(&sql).await;
     assert!(!redis::cmd("EXISTS").arg("FirstModel.pk:1").query_async::<bool>(&mut cache.clone()).await.unwrap());
@@ -109,7 +108,7 @@ async fn postgresql_crashes_and_its_walsender_is_ended() {
     let monitor = Monitor::start(world.redis.port);
     let sql = world.sql().await;
     sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE application_name = 'waltag'";
+    let end = end_of_stream();
     sql.execute(end, &[]).await.unwrap();
     daemon.wait_for_count("streaming", 2);
     sql.batch_execute("INSERT INTO first_model VALUES (2)").await.unwrap();
@@ -161,8 +160,8 @@ async fn a_mute_sql_session_is_replaced() {
     let sql = world.sql().await;
     let daemon = world.daemon();
     world.settled(&sql).await;
-    let query =
-        "SELECT pid FROM pg_stat_activity WHERE application_name = 'waltag' AND backend_type = 'client backend'";
+    let query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'waltag' AND backend_type = 'client backend' \
+         AND query NOT LIKE 'LISTEN%'";
     let pid: i32 = sql.query_one(query, &[]).await.unwrap().get(0);
     signal(pid as u32, "STOP");
     let monitor = Monitor::start(world.redis.port);
@@ -176,6 +175,10 @@ async fn a_mute_sql_session_is_replaced() {
 /// A migration holds a lock on a table: a new slot waits in small steps, says so, and a signal still ends it.
 #[tokio::test]
 async fn a_locked_table_does_not_hold_up_a_stop() {
+    if outbox() {
+        // There is no slot that waits.
+        return;
+    }
     let world = World::new().await;
     world.setup(RULES);
     let locker = world.sql().await;
@@ -215,8 +218,7 @@ async fn a_late_fill_is_made_stale_by_the_repeat() {
     sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
     until("the first pass", || async { passes(&monitor, "t:1") == 1 }).await;
     redis::cmd("SET").arg("t:1").arg("late").exec_async(&mut cache).await.unwrap();
-    let query = "SELECT confirmed_flush_lsn < pg_current_wal_flush_lsn() FROM pg_replication_slots";
-    assert!(sql.query_one(query, &[]).await.unwrap().get::<_, bool>(0), "confirmed before its last pass");
+    assert!(sql.query_one(unconfirmed(), &[]).await.unwrap().get::<_, bool>(0), "confirmed before its last pass");
     world.settled(&sql).await;
     assert_eq!(passes(&monitor, "t:1"), 3);
     assert!(!redis::cmd("EXISTS").arg("t:1").query_async::<bool>(&mut cache).await.unwrap());

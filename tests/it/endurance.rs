@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, RULES, World, signal, until};
+use crate::support::{Daemon, RULES, World, end_of_stream, signal, until};
 
 /// Fields of /proc/PID/status in KiB, and open file descriptors.
 fn usage(daemon: &Daemon) -> (u64, u64, usize) {
@@ -96,7 +96,7 @@ async fn a_day_in_fast_motion() {
         for statement in body.split_inclusive(';') {
             sql.batch_execute(statement).await.unwrap();
         }
-        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE state = 'streaming'";
+        let end = end_of_stream();
         until("a walsender was there", || async { !killer.query(end, &[]).await.unwrap().is_empty() }).await;
         if reconnect % 100 == 99 {
             let (rss, peak, files) = usage(&daemon);

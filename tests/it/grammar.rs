@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::support::{Monitor, World, fail, root, succeed};
+use crate::support::{Monitor, World, fail, outbox, root, succeed};
 
 const SHOP: &str = "
 CREATE SCHEMA app;
@@ -133,6 +133,10 @@ async fn unknown_values_by_pattern_everything_and_constant_tags() {
 /// An identity that does not send old values: accepted where the rule says what that means.
 #[tokio::test]
 async fn old_values_that_are_not_sent() {
+    if outbox() {
+        // Triggers see whole old rows.
+        return;
+    }
     let world = World::new().await;
     let sql = world.sql().await;
     let rule = |old: &str| {
@@ -324,6 +328,10 @@ async fn migrations_run_and_nothing_stays_stale() {
 /// tags collapse into, is not sent, and swept for.
 #[tokio::test]
 async fn a_row_that_leaves_a_condition_unseen_is_swept_for() {
+    if outbox() {
+        // Triggers see whole old rows.
+        return;
+    }
     let schema = "
         CREATE TABLE part (id int PRIMARY KEY, status text, tenant int) PARTITION BY RANGE (id);
         CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (100)";

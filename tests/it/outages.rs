@@ -10,7 +10,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
 
-use crate::support::{Daemon, RULES, World, signal, succeed, until};
+use crate::support::{Daemon, RULES, World, end_of_stream, signal, succeed, until};
 
 /// A key that the rules reach, and whose row never changes.
 const UNCHANGED: &str = "FirstModel.pk:2000000000";
@@ -172,7 +172,7 @@ async fn the_walsender_is_terminated_again_and_again() {
     let (world, daemon, load) = under_load().await;
     let sql = world.sql().await;
     for stream in 1..=10 {
-        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication";
+        let end = end_of_stream();
         until("a walsender was there", || async { !sql.query(end, &[]).await.unwrap().is_empty() }).await;
         daemon.wait_for_count("streaming server", stream + 1);
     }

@@ -229,6 +229,22 @@ pub fn outbox() -> bool {
     source() == "outbox"
 }
 
+/// Is something written down that was not confirmed?
+pub fn unconfirmed() -> &'static str {
+    match outbox() {
+        true => "SELECT EXISTS (SELECT FROM waltag.outbox)",
+        false => "SELECT confirmed_flush_lsn < pg_current_wal_flush_lsn() FROM pg_replication_slots",
+    }
+}
+
+/// Ends what brings the changes.
+pub fn end_of_stream() -> &'static str {
+    match outbox() {
+        true => "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'waltag'",
+        false => "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE application_name = 'waltag'",
+    }
+}
+
 /// A record that somebody cached.
 pub async fn fill(cache: &mut MultiplexedConnection, key: &str) {
     redis::cmd("SET").arg(key).arg("cached").exec_async(cache).await.unwrap();

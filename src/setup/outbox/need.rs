@@ -51,13 +51,10 @@ impl Need {
             need.watched.extend(tag.changes.iter().flat_map(|changes| &changes.columns).map(|(_, name)| name.clone()));
             columns_of(rule, tag, false, |_, column| need.columns.extend([column.to_owned()]));
         }
-        let there = |name: &String| columns.iter().any(|column| column.name == *name && !column.generated);
         if need.whole {
             need.columns =
                 columns.iter().filter(|column| !column.generated).map(|column| column.name.clone()).collect();
         }
-        need.columns.retain(there);
-        need.watched.retain(there);
         for tag in rules.iter().flat_map(|rule| &rule.tags) {
             need.counts = need.counts.take().and_then(|counts| counts.and(tag, &need.watched));
         }
@@ -66,10 +63,12 @@ impl Need {
         need
     }
 
-    /// Is everything written down that `other` needs, and can it be, of these columns?
+    /// Is everything written down that `other` needs? A column that is gone and that the rules still name is theirs to tell; one that they
+    /// do not name would make every change of the table a sweep.
     pub fn covers(&self, other: &Need, columns: &[Column]) -> bool {
         let there = |name: &String| columns.iter().any(|column| column.name == *name && !column.generated);
-        self.columns.iter().chain(&self.watched).all(there)
+        let named = |name: &String| other.columns.contains(name) || other.watched.contains(name);
+        self.columns.iter().chain(&self.watched).all(|name| there(name) || named(name))
             && self.events.is_superset(&other.events)
             && (!other.whole || self.columns == other.columns)
             && self.columns.is_superset(&other.columns)

@@ -154,13 +154,16 @@ fn function(carrier: &Carrier, need: &Need, notify: &str) -> String {
         .replace("{comment}", literal(&comment).trim())
 }
 
-/// Which of the watched columns changed, whether anything else did, and whether all that is worth a row. Compared as they are stored: not
-/// every type has an equality.
+/// Which of the watched columns changed, whether anything else did, and whether all that is worth a row. Compared as texts, or as they
+/// are stored: not every type has an equality.
 fn compared(need: &Need, watched: &[&String]) -> String {
     if need.watched.is_empty() {
         return String::new();
     }
-    let differs = |name: &String| format!("(ROW(OLD.{0}) *<> ROW(NEW.{0}))", identifier(name));
+    let differs = |name: &String| {
+        let texts = "format('%s', OLD.{0}) <> format('%s', NEW.{0})";
+        format!("(num_nulls(OLD.{{0}}) <> num_nulls(NEW.{{0}}) OR {texts})").replace("{0}", &identifier(name))
+    };
     let equal: String =
         need.watched.iter().map(|name| format!("      before.{0} := NEW.{0};\n", identifier(name))).collect();
     let mark = |condition: &str| format!("CASE WHEN {condition} THEN '1' ELSE '' END");

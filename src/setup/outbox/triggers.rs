@@ -77,7 +77,7 @@ const INSTALLED: &str = "SELECT to_regclass('waltag.outbox') IS NOT NULL AND to_
     coalesce((SELECT prosrc LIKE '%pg_notify%' FROM pg_proc WHERE oid = to_regproc('waltag.truncated')), false)";
 
 const TRIGGERS: &str = "SELECT t.tgrelid, rn.nspname, c.relname, t.tgname, t.tgenabled = 'A', t.tgparentid <> 0, c.relispartition, \
-    t.oid || ':' || t.xmin || t.tgenabled, t.tgtype, t.tgfoid \
+    concat(t.oid, ':', t.xmin, t.tgenabled), t.tgtype, t.tgfoid \
     FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_class c ON c.oid = t.tgrelid \
     JOIN pg_namespace rn ON rn.oid = c.relnamespace WHERE n.nspname = 'waltag' ORDER BY t.oid";
 

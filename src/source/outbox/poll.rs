@@ -15,6 +15,9 @@ const PAGE: usize = 1_000;
 /// Bits of a position for the transactions of one poll; more share the last.
 pub const WITHIN: u32 = 20;
 
+/// The table is never analyzed when it is full: the planner must not sort all of it for each page.
+pub const BY_INDEX: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off; SET LOCAL jit = off;";
+
 /// What is read of a row.
 pub struct Row {
     /// Its transaction, all 64 bits.
@@ -108,7 +111,7 @@ impl Poll {
     pub fn begin(&mut self) {
         let (columns, before) = (columns(), &self.before);
         let query = format!(
-            "WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot) SELECT s.snapshot::text, {columns} FROM s \
+            "{BY_INDEX} WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot) SELECT s.snapshot::text, {columns} FROM s \
              LEFT JOIN LATERAL (SELECT * FROM waltag.outbox WHERE xid >= pg_snapshot_xmin('{before}') \
              AND NOT pg_visible_in_snapshot(xid, '{before}') ORDER BY xid, id LIMIT {PAGE}) o ON true"
         );
@@ -121,8 +124,8 @@ impl Poll {
         let (columns, before, now) = (columns(), &self.before, &self.now);
         let (xid, id) = self.last.unwrap_or_default();
         let query = format!(
-            "SELECT '{now}', {columns} FROM waltag.outbox o WHERE (xid, id) > ('{xid}'::xid8, {id}) AND xid < pg_snapshot_xmax('{now}') \
-             AND NOT pg_visible_in_snapshot(xid, '{before}') AND pg_visible_in_snapshot(xid, '{now}') ORDER BY xid, id LIMIT {PAGE}"
+            "{BY_INDEX} SELECT '{now}', {columns} FROM waltag.outbox o WHERE (xid, id) > ('{xid}'::xid8, {id}) AND xid < pg_snapshot_xmax('{now}') \
+             AND NOT pg_visible_in_snapshot(xid, '{before}') AND pg_visible_in_snapshot(xid, '{now}') ORDER BY o.xid, o.id LIMIT {PAGE}"
         );
         self.running = Some(self.sql.ask(query));
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::poll::WITHIN;
+use super::poll::{BY_INDEX, WITHIN};
 use crate::source::lsn::Lsn;
 use crate::source::session::{self, Answer, Session, Sql, literal};
 
@@ -187,7 +187,7 @@ impl Progress {
     /// What every instance is done with.
     fn deletion(&self) -> String {
         format!(
-            "WITH gone AS (DELETE FROM waltag.outbox WHERE (xid, id) IN (SELECT xid, id FROM waltag.outbox o \
+            "{BY_INDEX} WITH gone AS (DELETE FROM waltag.outbox WHERE (xid, id) IN (SELECT xid, id FROM waltag.outbox o \
              WHERE xid < (SELECT pg_snapshot_xmax(done) FROM waltag.progress ORDER BY 1 LIMIT 1) \
              AND NOT EXISTS (SELECT FROM waltag.progress p WHERE NOT pg_visible_in_snapshot(o.xid, p.done)) \
              ORDER BY xid, id LIMIT {PORTION}) RETURNING 1) SELECT count(*) FROM gone"
