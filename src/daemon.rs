@@ -180,7 +180,8 @@ impl Daemon {
         self.view.streaming(&source.place);
         (self.renew, self.blind) = (false, None);
         (self.streams_inserts, self.reload.reopen_at) = (source.stream.has_inserts(), None);
-        self.begin(&mut flow, &source.server, confirmed);
+        let log = source.stream.log().unwrap_or(confirmed);
+        self.begin(&mut flow, &source.server, confirmed, log);
         self.reload.forget_unjudged();
         match catalog {
             // At first the markers say what was there before.

@@ -105,7 +105,7 @@ impl Flow {
         match message {
             Message::Begin { xid, committed, final_lsn } => {
                 // The commit record starts there.
-                self.end = self.end.max(Lsn(final_lsn.0 + 1));
+                self.ends_before(Lsn(final_lsn.0 + 1));
                 let stale = self.nothing();
                 let (commit, floor) = (*final_lsn, self.received);
                 self.open = Some(Open { xid: *xid, commit, floor, committed: *committed, stale });
@@ -116,7 +116,7 @@ impl Flow {
                 self.pass_on(true);
                 self.open = None;
                 self.received = self.received.max(*end_lsn);
-                self.end = self.end.max(*end_lsn);
+                self.ends_before(*end_lsn);
                 return Ok(());
             }
             Message::Relation(relation) => {
@@ -154,6 +154,23 @@ impl Flow {
         if ready > PIECE {
             self.pass_on(false);
         }
+    }
+
+    /// In the log, everything that was handed over ends before this; positions of a source that is not the log say nothing of it.
+    fn ends_before(&mut self, log: Lsn) {
+        if self.fenced {
+            self.end = self.end.max(log);
+        }
+    }
+
+    /// The same where it has to be asked for.
+    pub fn logged_before(&mut self, log: Lsn) {
+        self.end = self.end.max(log);
+    }
+
+    /// The end of the log as far as it is known.
+    pub fn log(&self) -> Lsn {
+        self.end
     }
 
     /// The stream starts behind `position`: everything up to there was confirmed once. `fenced`: what it brings may not be visible yet.

@@ -174,8 +174,12 @@ impl Board {
                 self.knock.notify_one();
                 let mut saw = self.saw.subscribe();
                 let sees = |saw: &Option<(Snapshot, Lsn)>| saw.as_ref().is_some_and(|(saw, _)| token.is_in(saw));
-                let position = saw.wait_for(sees).await.ok()?.as_ref().map(|(_, position)| *position);
-                position?
+                tokio::select! {
+                    detached = reached.wait_for(|reached| reached.detached.is_some()) => {
+                        return detached.ok().map(|reached| reached.clone());
+                    }
+                    seen = saw.wait_for(sees) => seen.ok()?.as_ref().map(|(_, position)| *position)?,
+                }
             }
         };
         self.wanted.fetch_max(lsn.0, Ordering::Relaxed);

@@ -145,9 +145,9 @@ impl Followers {
             .unwrap_or(Some(Lsn(u64::MAX)))
     }
 
-    /// Looks at the standbys. `began` is where this process began, `end` what was received. What has to go stale by a sweep, with the position
-    /// that it holds back.
-    pub fn look(&mut self, began: Lsn, end: Lsn) -> Option<(Scope, Lsn)> {
+    /// Looks at the standbys. In the log, `began` is where this process began, `end` behind all that was handed over. What has to go stale
+    /// by a sweep, with the position that it holds back: `position` for what was missed.
+    pub fn look(&mut self, began: Lsn, end: Lsn, position: Lsn) -> Option<(Scope, Lsn)> {
         let mut stale = None;
         for follower in &mut self.replicas {
             match follower.replica.replayed() {
@@ -161,7 +161,7 @@ impl Followers {
                     follower.seen = true;
                     if follower.catch_up.is_some_and(|wanted| replayed >= wanted) {
                         follower.catch_up = None;
-                        stale = Some((Scope::Everything, end));
+                        stale = Some((Scope::Everything, position));
                     }
                 }
                 Replayed::Unknown => {}

@@ -56,8 +56,10 @@ pub struct Lane {
     /// Where the slot started, and where the source is now.
     confirmed: Lsn,
     position: Lsn,
-    /// Nothing after this was handed over.
+    /// In the server's log, nothing after this was handed over or looked at ...
     end: Lsn,
+    /// ... and the stream began here.
+    began: Lsn,
     progress: Option<Progress>,
     written: Option<Progress>,
     /// When the marker was answered last.
@@ -164,6 +166,7 @@ impl Lane {
             repeats,
             followers,
             end: Lsn(0),
+            began: Lsn(0),
             sweeps: Sweeps::new(rate),
             confirmed: Lsn(0),
             position: Lsn(0),
@@ -233,7 +236,7 @@ impl Lane {
         self.next.add(tags, floor, committed);
     }
 
-    /// Everything up to `position` was handed over; what is still owed lowers it. Never goes back: what was done stays done.
+    /// Everything up to `position` was handed over, and in the log up to `end`; what is still owed lowers it. Never goes back: what was done stays done.
     pub fn advance(&mut self, position: Lsn, end: Lsn) {
         self.paused = false;
         self.end = self.end.max(end);
@@ -319,7 +322,7 @@ impl Lane {
             return Poll::Ready(event);
         }
         while self.followers.poll(context).is_ready() {
-            if let Some((scope, floor)) = self.followers.look(self.confirmed, self.end) {
+            if let Some((scope, floor)) = self.followers.look(self.began, self.end, self.position) {
                 tracing::info!(cache = self.cache.name, "a replica has caught up with what was swept");
                 self.sweeps.want(scope, floor);
             }

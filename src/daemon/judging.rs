@@ -79,7 +79,7 @@ impl Daemon {
                     "a sweep cannot reach the keys of this template: it does not start with a literal that ends in a separator"
                 );
             }
-            if let Some(gap) = lane.cover(coverage, &truncated, catalog.end) {
+            if let Some(gap) = lane.cover(coverage, &truncated, catalog.end, catalog.log) {
                 self.tell_gap(lane, &gap);
             }
         }

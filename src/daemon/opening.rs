@@ -48,9 +48,10 @@ impl Daemon {
     }
 
     /// Tells the lanes where the stream starts.
-    pub(super) fn begin(&self, flow: &mut Flow, server: &Server, confirmed: Lsn) {
+    pub(super) fn begin(&self, flow: &mut Flow, server: &Server, confirmed: Lsn, log: Lsn) {
+        flow.logged_before(log);
         for lane in &mut flow.lanes {
-            if let Some(gap) = lane.begin(confirmed, origin(server)) {
+            if let Some(gap) = lane.begin(confirmed, log, origin(server)) {
                 self.tell_gap(lane, &gap);
             }
         }

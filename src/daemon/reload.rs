@@ -261,11 +261,11 @@ impl Daemon {
         let Some((rules, catalog)) = self.reload.accepted.take() else { return };
         self.reload.forget_unjudged();
         let share = share(self.settings.tag_memory, &rules);
-        let (floor, alone) = (flow.floor(), rules.caches.len() == 1);
+        let (floor, log, alone) = (flow.floor(), flow.log(), rules.caches.len() == 1);
         let origin = origin(server);
         flow.adopt(rules.clone(), share, |cache| {
             let mut lane = self.lane(cache, server, share, alone);
-            lane.begin(floor, origin.clone());
+            lane.begin(floor, log, origin.clone());
             lane
         });
         self.registry.keep(&rules);

@@ -27,6 +27,8 @@ pub struct Catalog {
     pub begin: Lsn,
     /// ... and nothing that was committed after this.
     pub end: Lsn,
+    /// The end of the server's log when it had been read.
+    pub log: Lsn,
     /// The publication.
     pub publication: Publication,
     /// The second one, for tables whose rows nothing identifies: it sends what is inserted and truncated, and lets them change
@@ -220,7 +222,7 @@ async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, publicat
     let names: Vec<String> =
         tables.iter().map(|table| format!("({}, {})", literal(&table.schema), literal(&table.name))).collect();
     if names.is_empty() {
-        catalog.end = catalog.begin;
+        (catalog.end, catalog.log) = (catalog.begin, catalog.begin);
         return Ok(());
     }
     let query = query::tables(&names.join(", "), &[publication, &inserts], catalog.version >= 150_000);
@@ -266,6 +268,7 @@ async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, publicat
         }
     }
     catalog.end = position(session).await?;
+    catalog.log = catalog.end;
     Ok(())
 }
 

@@ -98,6 +98,11 @@ pub trait Stream: Sized {
         None
     }
 
+    /// The end of the server's log when this was opened, where positions are none of it.
+    fn log(&self) -> Option<Lsn> {
+        None
+    }
+
     /// What was visible when it was looked last, and by which position that has arrived.
     fn polled(&self) -> Option<&(Snapshot, Lsn)> {
         None

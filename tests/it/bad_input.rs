@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::{Monitor, RULES, World, fail, succeed};
+use crate::support::{Monitor, RULES, World, fail, outbox, succeed};
 
 async fn shop() -> World {
     let world = World::new().await;
@@ -64,6 +64,10 @@ async fn a_unix_socket_works_too() {
 
 #[tokio::test]
 async fn role_publication_and_server() {
+    if outbox() {
+        // `outbox::mistakes`.
+        return;
+    }
     let world = shop().await;
     let sql = world.sql().await;
     sql.batch_execute("CREATE ROLE plain LOGIN").await.unwrap();
@@ -88,6 +92,10 @@ async fn role_publication_and_server() {
 
 #[tokio::test]
 async fn a_server_without_logical_decoding() {
+    if outbox() {
+        // Nothing is decoded.
+        return;
+    }
     let mut world = shop().await;
     world.postgres.stop("fast", Duration::from_secs(20)).unwrap();
     world.postgres.configure("wal_level = replica").unwrap();
@@ -110,6 +118,10 @@ async fn a_standby_as_source() {
 
 #[tokio::test]
 async fn a_pooler_that_refuses_replication() {
+    if outbox() {
+        // Nothing is replicated.
+        return;
+    }
     let world = shop().await;
     let port = waltag::demo::servers::free_port().unwrap();
     let directory = world.directory.path();
@@ -161,6 +173,10 @@ async fn redis_with_a_wrong_password() {
 
 #[tokio::test]
 async fn an_identity_that_does_not_send_the_old_value() {
+    if outbox() {
+        // Triggers see whole old rows.
+        return;
+    }
     let world = World::new().await;
     world.rules(RULES);
     world

@@ -47,19 +47,17 @@ pub struct World {
     pub database: String,
 }
 
-impl World {
-    /// Every instance has written down that it is done with everything visible now.
-    async fn outbox_settled_within(&self, sql: &Client, limit: Duration) {
-        let now: String = sql.query_one("SELECT pg_current_snapshot()::text", &[]).await.unwrap().get(0);
-        until_within(limit, &format!("the outbox is done with {now}"), || async {
-            let query = format!(
-                "SELECT coalesce(bool_and(pg_snapshot_xmax(done) >= pg_snapshot_xmax('{now}') AND NOT EXISTS \
-                 (SELECT FROM pg_snapshot_xip(done) x WHERE pg_visible_in_snapshot(x, '{now}'))), false) FROM waltag.progress"
-            );
-            sql.query_one(&query, &[]).await.unwrap().get(0)
-        })
-        .await;
-    }
+/// Every instance has written down that it is done with everything visible now.
+pub async fn outbox_settled(sql: &Client, limit: Duration) {
+    let now: String = sql.query_one("SELECT pg_current_snapshot()::text", &[]).await.unwrap().get(0);
+    until_within(limit, &format!("the outbox is done with {now}"), || async {
+        let query = format!(
+            "SELECT coalesce(bool_and(pg_snapshot_xmax(done) >= pg_snapshot_xmax('{now}') AND NOT EXISTS \
+             (SELECT FROM pg_snapshot_xip(done) x WHERE pg_visible_in_snapshot(x, '{now}'))), false) FROM waltag.progress"
+        );
+        sql.query_one(&query, &[]).await.unwrap().get(0)
+    })
+    .await;
 }
 
 /// One data directory is made for each PostgreSQL and kept: each world starts from a copy of it.
@@ -207,7 +205,7 @@ impl World {
     /// The same with a limit of its own.
     pub async fn settled_within(&self, sql: &Client, limit: Duration) {
         if outbox() {
-            return self.outbox_settled_within(sql, limit).await;
+            return outbox_settled(sql, limit).await;
         }
         let now: String = sql.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
         until_within(limit, &format!("the slot confirms {now}"), || async {

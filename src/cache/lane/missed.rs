@@ -9,7 +9,9 @@ use crate::source::lsn::Lsn;
 
 impl Lane {
     /// A stream starts: where, and on which server. One that has crashed since may have lost commits that readers saw.
-    pub fn begin(&mut self, confirmed: Lsn, origin: Origin) -> Option<Gap> {
+    /// `log` is where the server's log was.
+    pub fn begin(&mut self, confirmed: Lsn, log: Lsn, origin: Origin) -> Option<Gap> {
+        (self.began, self.end) = (log, self.end.max(log));
         // What lies between was never sent to us: the slot was made anew, or moved, or read by another daemon, and that one's
         // claim says how far it was. So the marker is read again, before anything is written.
         self.jumped |= self.progress.is_some() && confirmed > self.position;
@@ -26,8 +28,9 @@ impl Lane {
 
     /// What the rules make stale here from now on, after these relations were emptied. What they did not before has missed
     /// changes. At first nothing is known of before: the marker will tell.
-    /// `end` is the server's when the catalog was read.
-    pub fn cover(&mut self, coverage: Coverage, truncated: &Truncated, end: Lsn) -> Option<Gap> {
+    /// Everything that the catalog shows has arrived with `end`; `log` is where the server's log was when it was read.
+    pub fn cover(&mut self, coverage: Coverage, truncated: &Truncated, end: Lsn, log: Lsn) -> Option<Gap> {
+        self.end = self.end.max(log);
         self.covered_at = end;
         if coverage == self.coverage {
             return None;
@@ -57,7 +60,7 @@ impl Lane {
     /// These keys go stale, because of a transaction after `floor`.
     pub fn sweep(&mut self, scope: Scope, floor: Lsn) {
         if self.attachment == Attachment::Attached {
-            self.followers.sweep(scope.clone(), self.newest(), floor);
+            self.followers.sweep(scope.clone(), self.end, floor);
             self.sweeps.want(scope, floor);
         }
     }
@@ -71,12 +74,7 @@ impl Lane {
 
     /// Begins a resync, for the readers of standbys, too.
     pub(super) fn make_up_for(&mut self, gap: Gap, floor: Lsn) {
-        self.followers.sweep(gap.scope.clone(), self.newest(), floor);
+        self.followers.sweep(gap.scope.clone(), self.end, floor);
         self.sweeps.resync(gap, floor);
-    }
-
-    /// Nothing that is known of ends after this.
-    fn newest(&self) -> Lsn {
-        self.end.max(self.covered_at).max(self.confirmed)
     }
 }

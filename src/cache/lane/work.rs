@@ -172,7 +172,7 @@ impl Lane {
         let jumped = std::mem::take(&mut self.jumped);
         let before = found.rules.clone().unwrap_or_default();
         if self.written.is_none() && found.replicas.as_deref() == Some(BEHIND) {
-            self.followers.suspect(self.confirmed);
+            self.followers.suspect(self.began);
         }
         let gap = self.marker.found(found, told, &self.coverage, jumped);
         // What this process wrote was judged by every catalog that it has read since.

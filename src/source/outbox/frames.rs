@@ -21,6 +21,8 @@ pub enum Frame {
         /// Its end.
         position: Lsn,
     },
+    /// In the server's log, what follows ends before this.
+    Logged(Lsn),
     /// A row of a table that nobody knows any more.
     Lost,
 }
@@ -39,7 +41,10 @@ pub struct Builder {
 impl Builder {
     /// Appends the messages of a page; `begin` is the position of its poll. A transaction that is not complete goes on in the next page.
     pub fn build(&mut self, page: &Page, shapes: &Shapes, begin: Lsn, out: &mut VecDeque<Frame>) {
-        if page.first {
+        if let Some(log) = page.first.filter(|_| !page.rows.is_empty()) {
+            out.push_back(Frame::Logged(log));
+        }
+        if page.first.is_some() {
             self.open = None;
             self.transactions = 0;
         }

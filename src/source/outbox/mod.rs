@@ -47,6 +47,7 @@ pub struct Outbox {
     builder: Builder,
     frames: VecDeque<Frame>,
     place: String,
+    log: Lsn,
     interval: Duration,
     /// When the next poll begins; at once after a notification.
     due: Instant,
@@ -118,6 +119,7 @@ impl Stream for Outbox {
                     self.progress.complete(position, &snapshot);
                     self.polled = Snapshot::parse(&snapshot).map(|snapshot| (snapshot, position));
                 }
+                Some(Frame::Logged(log)) => flow.logged_before(log),
                 Some(Frame::Lost) => {
                     flow.resync(&Gap::new("lost_table", "rows of a table arrived that is not there any more"));
                 }
@@ -149,6 +151,10 @@ impl Stream for Outbox {
 
     fn horizon(&self) -> Option<Lsn> {
         Some(self.poll.horizon())
+    }
+
+    fn log(&self) -> Option<Lsn> {
+        Some(self.log)
     }
 
     fn polled(&self) -> Option<&(Snapshot, Lsn)> {
@@ -222,10 +228,11 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
     let version = field(0).parse().unwrap_or_default();
     // `pg_control_checkpoint()` lags behind a promotion; a file name does not.
     let query = "SELECT system_identifier, ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int, \
-        (SELECT stats_reset::text FROM pg_stat_bgwriter) FROM pg_control_system()";
+        (SELECT stats_reset::text FROM pg_stat_bgwriter), pg_current_wal_insert_lsn() FROM pg_control_system()";
     let rows = session.rows(query).await.map_err(failed)?;
     let field = |index: usize| rows.first().and_then(|row| row.get(index)).unwrap_or_default().to_owned();
     let server = Server { system: field(0), timeline: field(1), crash: field(2) };
+    let log = field(3).parse().unwrap_or_default();
     let progress = Progress::take(&session, name, owner, settings.no_listen).await;
     let progress = progress.map_err(|error| Error::session("taking the outbox", &place, &error))?;
     let Some(progress) = progress else {
@@ -249,6 +256,7 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
         builder: Builder::default(),
         frames: VecDeque::new(),
         place: place.clone(),
+        log,
         interval: settings.poll,
         due: Instant::now(),
         polled: None,

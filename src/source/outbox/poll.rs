@@ -46,8 +46,8 @@ pub struct Page {
     pub rows: Vec<Row>,
     /// What the poll saw, if this is its last page.
     pub complete: Option<String>,
-    /// It is the first of its poll.
-    pub first: bool,
+    /// It is the first of its poll; the end of the server's log.
+    pub first: Option<Lsn>,
 }
 
 /// The poll under way, and where it goes on.
@@ -111,7 +111,7 @@ impl Poll {
     pub fn begin(&mut self) {
         let (columns, before) = (columns(), &self.before);
         let query = format!(
-            "{BY_INDEX} WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot) SELECT s.snapshot::text, {columns} FROM s \
+            "{BY_INDEX} WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot) SELECT s.snapshot::text, {columns}, pg_current_wal_insert_lsn() FROM s \
              LEFT JOIN LATERAL (SELECT * FROM waltag.outbox WHERE xid >= pg_snapshot_xmin('{before}') \
              AND NOT pg_visible_in_snapshot(xid, '{before}') ORDER BY xid, id LIMIT {PAGE}) o ON true"
         );
@@ -136,8 +136,11 @@ impl Poll {
         let answer = running.await;
         self.running = None;
         let answer = answer?;
-        let first = self.last.is_none();
-        if first {
+        let first = self.last.is_none().then(|| {
+            let log = answer.first().and_then(|row| row.get(10)?.parse().ok());
+            log.unwrap_or_default()
+        });
+        if first.is_some() {
             self.now = answer.first().and_then(|row| row.get(0)).unwrap_or_default().to_owned();
         }
         let rows: Vec<Row> = answer.iter().filter_map(row).collect();
@@ -160,7 +163,7 @@ impl Poll {
             self.before.clone_from(&self.now);
             self.number += 1;
         }
-        self.page.take().unwrap_or(Page { rows: Vec::new(), complete: None, first: false })
+        self.page.take().unwrap_or(Page { rows: Vec::new(), complete: None, first: None })
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::readers::connect;
 use super::{LIMIT, Lab, OTHER_ROW, dice};
-use crate::support::{signal, until_within};
+use crate::support::{end_of_stream, signal, until_within};
 
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -126,9 +126,7 @@ impl Lab {
                 signal(pid, "CONT");
                 self.start_daemon().await;
             }
-            Fault::WalsenderEnded => {
-                execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active").await
-            }
+            Fault::WalsenderEnded => execute(end_of_stream()).await,
             Fault::PostgresRestarted => {
                 let mut world = self.world.lock().await;
                 world.postgres.stop("fast", LIMIT).unwrap();
