@@ -12,6 +12,7 @@ use crate::setup::examples::{self, Example};
 use crate::setup::{catalog, verify};
 use crate::source::replication;
 use crate::source::replication::error::Error;
+use crate::source::replication::slot::Feed;
 
 /// Longest value that is shown whole.
 const SHOWN: usize = 60;
@@ -76,6 +77,12 @@ async fn ask(settings: &Settings, rules: &Rules) -> Result<Live, Failure> {
     let mut live = Live { problems: refused, ..Live::default() };
     live.problems.extend(told);
     live.examples = examples::collect(&session, rules, &catalog).await.map_err(failed)?;
+    if settings.names.feed == Feed::Outbox {
+        if !catalog.triggers.installed {
+            live.notes.push("there is no outbox yet: `waltag setup --source outbox` prints the SQL".into());
+        }
+        return Ok(live);
+    }
     if !catalog.publication.exists {
         let name = &settings.names.publication;
         live.notes.push(format!("the publication \"{name}\" does not exist yet: `waltag setup` prints the SQL"));

@@ -1,10 +1,9 @@
 //! What is wrong is told in one sentence with its remedy, and by the exit code.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::{Monitor, RULES, World, fail, outbox, succeed};
+use crate::support::{Monitor, Pooler, RULES, World, fail, outbox, succeed};
 
 async fn shop() -> World {
     let world = World::new().await;
@@ -123,35 +122,13 @@ async fn a_pooler_that_refuses_replication() {
         return;
     }
     let world = shop().await;
-    let port = waltag::demo::servers::free_port().unwrap();
-    let directory = world.directory.path();
-    let ini = format!(
-        "[databases]\nshop = host=127.0.0.1 port={} dbname=shop\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-         auth_type = any\nauth_file = {dir}/users\npool_mode = transaction\nunix_socket_dir =\nlogfile = {dir}/pgbouncer.log\npidfile = {dir}/pid\n",
-        world.postgres.port,
-        dir = directory.display()
-    );
-    std::fs::write(directory.join("users"), "\"waltag\" \"\"\n").unwrap();
-    std::fs::write(directory.join("pgbouncer.ini"), ini.replace("auth_type = any", "auth_type = trust")).unwrap();
-    let mut chown = Command::new("chown");
-    chown.args(["-R", "--reference"]).arg(world.postgres.data()).arg(directory);
-    succeed(&mut chown);
-    let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].into_iter().find(|path| Path::new(path).exists());
-    let program = program.expect("pgbouncer is not installed: scripts/test installs it");
-    let mut pooler =
-        world.postgres.as_owner(Path::new(program)).arg("-q").arg(directory.join("pgbouncer.ini")).spawn().unwrap();
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(pooler.try_wait().unwrap().is_none(), "pgbouncer ended");
-        std::thread::yield_now();
-    }
-    let url = format!("postgres://waltag@127.0.0.1:{port}/shop");
+    let pooler = Pooler::start(&world);
+    let url = format!("postgres://waltag@127.0.0.1:{}/shop", pooler.port);
     let said = fail(world.waltag("waltag", &["run"]).env("WALTAG_DATABASE_URL", &url), 78);
     let noted = succeed(world.waltag("waltag", &["check", "--live"]).env("WALTAG_DATABASE_URL", &url));
     assert!(
         noted.contains("note: with these settings `run` would get no stream") && noted.contains("connection pooler")
     );
-    pooler.kill().unwrap();
-    pooler.wait().unwrap();
     assert!(said.contains("connection pooler") && said.contains("PostgreSQL itself"), "{said}");
 }
 

@@ -45,6 +45,47 @@ pub struct World {
     pub redis: Redis,
     pub directory: tempfile::TempDir,
     pub database: String,
+    /// Where the daemon reads.
+    pub source: String,
+}
+
+/// A pooler in transaction mode before a world's PostgreSQL; ended when dropped.
+pub struct Pooler {
+    child: Child,
+    pub port: u16,
+}
+
+impl Pooler {
+    pub fn start(world: &World) -> Pooler {
+        let port = waltag::demo::servers::free_port().unwrap();
+        let directory = world.directory.path();
+        let ini = format!(
+            "[databases]\nshop = host=127.0.0.1 port={} dbname=shop\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             auth_type = trust\nauth_file = {dir}/users\npool_mode = transaction\nunix_socket_dir =\nlogfile = {dir}/pgbouncer.log\npidfile = {dir}/pid\n",
+            world.postgres.port,
+            dir = directory.display()
+        );
+        fs::write(directory.join("users"), "\"waltag\" \"\"\n").unwrap();
+        fs::write(directory.join("pgbouncer.ini"), ini).unwrap();
+        let mut chown = Command::new("chown");
+        succeed(chown.args(["-R", "--reference"]).arg(world.postgres.data()).arg(directory));
+        let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].into_iter().find(|path| Path::new(path).exists());
+        let program = program.expect("pgbouncer is not installed: scripts/test installs it");
+        let mut command = world.postgres.as_owner(Path::new(program));
+        let mut child = command.arg("-q").arg(directory.join("pgbouncer.ini")).spawn().unwrap();
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(child.try_wait().unwrap().is_none(), "pgbouncer ended");
+            std::thread::yield_now();
+        }
+        Pooler { child, port }
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Every instance has written down that it is done with everything visible now.
@@ -87,7 +128,13 @@ impl World {
     pub async fn with(settings: &str, schema: &str) -> World {
         let postgres = Postgres::start_from(Some(template()), settings).unwrap();
         let redis = Redis::start(&["--notify-keyspace-events", "KEA"]).unwrap();
-        let world = World { postgres, redis, directory: tempfile::tempdir().unwrap(), database: "shop".into() };
+        let world = World {
+            postgres,
+            redis,
+            directory: tempfile::tempdir().unwrap(),
+            database: "shop".into(),
+            source: source(),
+        };
         world.sql_as("postgres", "postgres").await.batch_execute("CREATE DATABASE shop").await.unwrap();
         world.sql().await.batch_execute(schema).await.unwrap();
         world
@@ -123,8 +170,8 @@ impl World {
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
         command.env("WALTAG_DATABASE_URL", self.postgres.url(user, &self.database));
         command.env("WALTAG_RULES", self.directory.path().join("rules.yaml"));
-        command.env("WALTAG_SOURCE", source());
-        if outbox() {
+        command.env("WALTAG_SOURCE", &self.source);
+        if self.source == "outbox" {
             // What nobody writes down wakes nobody.
             command.env("WALTAG_POLL", "50ms");
         }
@@ -204,7 +251,7 @@ impl World {
 
     /// The same with a limit of its own.
     pub async fn settled_within(&self, sql: &Client, limit: Duration) {
-        if outbox() {
+        if self.source == "outbox" {
             return outbox_settled(sql, limit).await;
         }
         let now: String = sql.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);

@@ -76,7 +76,7 @@ impl Progress {
         ))
         .await?;
         let who = if pooled {
-            "NULL, NULL"
+            "NULL::int, NULL::timestamptz"
         } else {
             "pg_backend_pid(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())"
         };
