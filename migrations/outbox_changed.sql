@@ -1,7 +1,7 @@
 -- The rows of {table}: the columns that the rules use, as PostgreSQL writes them whatever the writer's settings are. A column that a
 -- migration takes away must not make writes fail: then the row only says that something changed.
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-  SET DateStyle = 'ISO' SET TimeZone = 'UTC' SET IntervalStyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $waltag$
+  SET DateStyle = 'ISO' SET TimeZone = 'UTC' SET IntervalStyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS {dollars}
 DECLARE
   what "char" := lower(TG_OP)::"char";
   names text[] := {names};
@@ -22,6 +22,6 @@ DECLARE
   {notify}
   RETURN NULL;
 END
-$waltag$;
+{dollars};
 REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;
 COMMENT ON FUNCTION {function}() IS {comment};

@@ -103,7 +103,7 @@ pub enum Command {
         /// Make stale what was changed until now, and exit
         #[arg(long)]
         once: bool,
-        /// Print what would go stale; nothing is consumed or written
+        /// Print what would go stale; nothing is consumed or written (not with --source outbox)
         #[arg(long)]
         dry_run: bool,
     },
@@ -115,7 +115,7 @@ pub enum Command {
         /// Take everything away again
         #[arg(long)]
         remove: bool,
-        /// The daemon's role; created LOGIN REPLICATION without a password
+        /// The daemon's role; created LOGIN REPLICATION (LOGIN, for an outbox) without a password
         #[arg(long, value_name = "NAME", default_value = "waltag")]
         role: String,
         /// What to spare: with `wal`, unique indexes and column lists where they will do; each says what can fail later

@@ -19,6 +19,7 @@ use crate::source::replication::error::Error;
 use crate::source::replication::feedback::Feedback;
 use crate::source::replication::pgoutput::Message;
 use crate::source::replication::relations::Relations;
+use crate::source::replication::slot::Feed;
 use crate::source::replication::{self, Replication, Which};
 use crate::source::{Source, Stream};
 use crate::tags::Stale;
@@ -26,6 +27,10 @@ use crate::tags::Stale;
 /// Prints each transaction that makes something stale, until a signal; with `once` until the end of what was committed at the
 /// start.
 pub async fn dry_run(settings: &Settings, rules: &Rules, once: bool) -> Result<(), Failure> {
+    if settings.names.feed == Feed::Outbox {
+        let sentence = "--dry-run reads a copy of a slot, and an outbox has none; `waltag explain` and `waltag test --live` show what the rules make of a change";
+        return Err(Failure::new(Exit::Usage, sentence));
+    }
     let mut shutdown = Shutdown::listen()?;
     let mut source = replication::open(&settings.dsn, &settings.names, settings.lock_timeout, Which::Copy).await?;
     let read = catalog::read(&source.session, rules, &settings.names).await;

@@ -102,7 +102,8 @@ fn restore(catalog: &Catalog, remains: &Remains) -> Statement {
     for (table, identity) in remembered(catalog) {
         if remains.still_published.contains(&table) {
             block.push_str(&format!(
-                "\n-- {table} keeps its identity: another publication sends it, and its UPDATE would fail without one."
+                "\n-- {} keeps its identity: another publication sends it, and its UPDATE would fail without one.",
+                table.replace(char::is_control, "?")
             ));
             continue;
         }

@@ -124,3 +124,142 @@ async fn rules() {
     daemon.wait_for("rules reloaded");
     println!("reload: {:.2?}", begin.elapsed());
 }
+
+/// What writers pay: pgbench without anything, with the outbox (listening, and only polled), with logical replication, each with a daemon at
+/// work; few writers, and as many as make NOTIFY's lock bite (it is taken from the commit record to the end of the commit, one at a time).
+#[tokio::test]
+#[ignore = "a measurement: scripts/bench"]
+async fn writers() {
+    let schema = format!(
+        "{}; INSERT INTO shop.second_model (id, category_id, type_id, name, status) SELECT n, n % 1000, 1, 'n', 'live' FROM generate_series(1, 100000) n",
+        crate::support::SCHEMA
+    );
+    for (clients, fsync) in [(1, "on"), (16, "on"), (16, "off")] {
+        // What a commit waits for decides what the rest is worth.
+        let settings =
+            format!("max_prepared_transactions = 0\nfsync = {fsync}\nautovacuum = on\nshared_buffers = 128MB\n");
+        let mut world = World::with(&settings, &schema).await;
+        world.rules(RULES);
+        let mut figures: Vec<(&str, Vec<(f64, f64)>)> =
+            vec![("nothing", vec![]), ("outbox", vec![]), ("outbox, polled", vec![]), ("replication", vec![])];
+        for _ in 0..3 {
+            for (name, measured) in &mut figures {
+                world.source = if name.starts_with("outbox") { "outbox" } else { "replication" }.into();
+                let quiet: &[&str] = if name.ends_with("polled") { &["--no-listen"] } else { &[] };
+                let setup = |arguments: &[&str]| {
+                    crate::support::succeed(
+                        &mut world.waltag("postgres", &[&["setup", "--apply"], arguments, quiet].concat()),
+                    )
+                };
+                let mut daemon = None;
+                if *name != "nothing" {
+                    setup(&[]);
+                    let mut command = world.waltag("waltag", &[&["run"], quiet].concat());
+                    let started = world.start(command.env("RUST_LOG", "info").env("WALTAG_POLL", "100ms"));
+                    started.wait_for(" ready ");
+                    started.wait_until_resynced();
+                    daemon = Some(started);
+                }
+                measured.push(pgbench(&world, clients));
+                if let Some(daemon) = daemon {
+                    daemon.stop();
+                    setup(&["--remove"]);
+                }
+            }
+        }
+        println!("{clients} writers, fsync = {fsync}: transactions per second, p95");
+        let median = |of: &[(f64, f64)], which: fn(&(f64, f64)) -> f64| {
+            let mut sorted: Vec<f64> = of.iter().map(which).collect();
+            sorted.sort_by(f64::total_cmp);
+            sorted[sorted.len() / 2]
+        };
+        let (plain, slow) = (median(&figures[0].1, |one| one.0), median(&figures[0].1, |one| one.1));
+        for (name, of) in &figures {
+            let (rate, p95) = (median(of, |one| one.0), median(of, |one| one.1));
+            println!("  {name:15} {rate:7.0}/s ({:.2}), p95 {p95:.2} ms ({:.2})", rate / plain, p95 / slow);
+        }
+    }
+}
+
+/// Transactions per second, and the 95th percentile of their times in milliseconds.
+fn pgbench(world: &World, clients: u32) -> (f64, f64) {
+    let directory = tempfile::tempdir_in(world.directory.path()).unwrap();
+    let script = directory.path().join("script");
+    std::fs::write(
+        &script,
+        "\\set id random(1, 100000)\nUPDATE shop.second_model SET category_id = category_id + 1 WHERE id = :id;\n",
+    )
+    .unwrap();
+    let mut pgbench = Command::new(world.postgres.program("pgbench"));
+    let (port, clients) = (world.postgres.port.to_string(), clients.to_string());
+    pgbench.args([
+        "-h",
+        "127.0.0.1",
+        "-U",
+        "postgres",
+        "-p",
+        &port,
+        "-n",
+        "-T",
+        "5",
+        "-c",
+        &clients,
+        "-j",
+        "2",
+        "-M",
+        "prepared",
+        "-l",
+        "-f",
+    ]);
+    let said = crate::support::succeed(pgbench.arg(&script).arg("shop").current_dir(directory.path()));
+    let rate =
+        said.lines().find_map(|line| line.strip_prefix("tps = ")).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let mut times: Vec<u64> = Vec::new();
+    for file in std::fs::read_dir(directory.path()).unwrap().filter_map(|file| file.ok()) {
+        if file.file_name().to_string_lossy().starts_with("pgbench_log") {
+            // Client, transaction, microseconds, ...
+            let log = std::fs::read_to_string(file.path()).unwrap();
+            times.extend(log.lines().map(|line| line.split(' ').nth(2).unwrap().parse::<u64>().unwrap()));
+        }
+    }
+    times.sort_unstable();
+    (rate, times[times.len() * 95 / 100] as f64 / 1_000.0)
+}
+
+/// A bulk UPDATE of a million rows: how long the statement takes without and with triggers, and until all of it is stale.
+#[tokio::test]
+#[ignore = "a measurement: scripts/bench"]
+async fn bulk() {
+    let schema = format!(
+        "{}; INSERT INTO shop.second_model (id, category_id, type_id) SELECT n, n % 1000, 1 FROM generate_series(1, 1000000) n",
+        crate::support::SCHEMA
+    );
+    let mut world = World::with("", &schema).await;
+    world.rules(RULES);
+    let sql = world.sql().await;
+    let update = "UPDATE shop.second_model SET status = 'x'";
+    let begin = Instant::now();
+    sql.batch_execute(update).await.unwrap();
+    let plain = begin.elapsed();
+    println!("without anything: {plain:.2?}");
+    for source in ["replication", "outbox"] {
+        world.source = source.into();
+        crate::support::succeed(&mut world.waltag("postgres", &["setup", "--apply"]));
+        let daemon = world.start_at("info", &mut world.waltag("waltag", &["run"]));
+        daemon.wait_for(" ready ");
+        daemon.wait_until_resynced();
+        let begin = Instant::now();
+        sql.batch_execute(update).await.unwrap();
+        let (written, begun) = (begin.elapsed(), Instant::now());
+        world.settled_within(&sql, Duration::from_secs(300)).await;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
+        let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
+        println!(
+            "{source}: written in {written:.2?} ({:.1}), all stale {:.2?} after the commit; {peak}",
+            written.as_secs_f64() / plain.as_secs_f64(),
+            begun.elapsed()
+        );
+        daemon.stop();
+        crate::support::succeed(&mut world.waltag("postgres", &["setup", "--apply", "--remove"]));
+    }
+}

@@ -51,6 +51,7 @@ async fn triggers_follow_the_rules() {
         BTreeSet::from(["first_model waltag_change", "first_model waltag_truncate"].map(String::from))
     );
     assert!(setup(&["--apply"]).contains("Nothing to do"));
+    assert!(fail(&mut world.waltag("waltag", &["run", "--dry-run"]), 64).contains("waltag explain"));
 
     // A rule for another table: uncovered until setup has run again, and then made up for.
     let more = ONE.replace("rules: [", r#"rules: [{table: shop.second_model, events: [delete], tags: ["s:<id>"]}, "#);
@@ -118,6 +119,28 @@ async fn what_is_written_down() {
     assert_eq!(count(&owner, "SELECT count(*) FROM waltag.outbox").await, 2, "in no template, and not ignored");
     assert!(writer.batch_execute("SELECT * FROM waltag.outbox").await.is_err(), "the writer has no right of its own");
     assert_eq!(count(&owner, "SELECT sum(pg_column_size(o.*))::int8 / 2 FROM waltag.outbox o").await / 1_000, 0);
+}
+
+/// Names are names, whatever they are: whoever may make a table that the rules match must not get the owner to run her SQL.
+#[tokio::test]
+async fn names_that_look_like_sql() {
+    let schema = "CREATE TABLE victim (id int); CREATE SCHEMA odd; CREATE TABLE odd.\"t\n; DROP TABLE victim; --\" (id int PRIMARY KEY, \"$waltag$; DROP TABLE victim; --\" text,
+        \"{notify}\" text, \"{comment}'); DROP TABLE victim; --\" text, \"o'\"\"x\" text)";
+    let world = world_with("", schema).await;
+    world.setup(
+        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [{tables: ["odd.*"], tags:
+            ['a:<id>:<"$waltag$; DROP TABLE victim; --">:<"{notify}">:<"{comment}''); DROP TABLE victim; --">']}]}"#,
+    );
+    let daemon = world.daemon();
+    let (sql, monitor) = (world.sql().await, Monitor::start(world.redis.port));
+    let table = "odd.\"t\n; DROP TABLE victim; --\"";
+    sql.batch_execute(&format!("INSERT INTO {table} VALUES (1, 'x', 'y', 'z')")).await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(monitor.unlinked(), ["0 a:1:x:y:z"]);
+    assert_eq!(count(&sql, "SELECT count(*) FROM victim").await, 0);
+    drop(daemon);
+    succeed(&mut world.waltag("postgres", &["setup", "--remove", "--apply"]));
+    assert_eq!(count(&sql, "SELECT count(*) FROM victim").await, 0);
 }
 
 /// A migration takes a column away that a trigger writes down: writes go on, and what they change goes stale as a whole.

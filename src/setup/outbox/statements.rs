@@ -75,7 +75,10 @@ fn of_carrier(
         }
         let of_rows = need.events.iter().filter(|event| *event != "truncate").cloned().collect();
         let trigger = triggers.of(carrier.oid, CHANGE);
-        let fits = trigger.is_some_and(|trigger| trigger.events() == of_rows);
+        // A dump that was restored brings functions that are called after other numbers.
+        let own =
+            |trigger: &Trigger| triggers.functions.get(&trigger.function).is_some_and(|(known, _)| *known == name);
+        let fits = trigger.is_some_and(|trigger| trigger.events() == of_rows && own(trigger));
         if !fits || trigger.is_some_and(|trigger| !trigger.enabled) {
             let create = format!(
                 "AFTER {} ON {{}} FOR EACH ROW EXECUTE FUNCTION waltag.{}()",
@@ -108,7 +111,7 @@ fn of_carrier(
 /// ALWAYS: for the apply worker of a logical subscriber, and for sessions that call themselves replicas, too.
 fn create_trigger(name: &str, table: &str, create: &str) -> Statement {
     Statement::new(format!(
-        "-- It waits for the transactions that write {table}, and they for it: at most --lock-timeout at a time.\n\
+        "-- It waits for the transactions that write the table, and they for it: at most --lock-timeout at a time.\n\
          DROP TRIGGER IF EXISTS {name} ON {table};\nCREATE TRIGGER {name} {};\nALTER TABLE {table} ENABLE ALWAYS TRIGGER {name};",
         create.replace("{}", table)
     ))
@@ -141,17 +144,52 @@ fn function(carrier: &Carrier, need: &Need, notify: &str) -> String {
     let names: Vec<String> = names.chain(rest).collect();
     let comment = format!("{MARK}{}", serde_json::to_string(need).unwrap_or_default());
     let declarations = if need.watched.is_empty() { "" } else { "  before record;\n  rest boolean;\n" };
-    CHANGED
-        .replace("{table}", &carrier.table.to_string())
-        .replace("{function}", &format!("waltag.{}", identifier(&function_of(carrier.oid))))
-        .replace("{names}", &format!("ARRAY[{}]::text[]", names.join(", ")))
-        .replace("{declarations}", declarations)
-        .replace("{old}", &values("OLD"))
-        .replace("{new}", &values("NEW"))
-        .replace("{compared}", &compared(need, &watched))
-        .replace("{root}", &carrier.oid.to_string())
-        .replace("{notify}", notify)
-        .replace("{comment}", literal(&comment).trim())
+    let values = [
+        ("table", on_one_line(&carrier.table.to_string())),
+        ("function", format!("waltag.{}", identifier(&function_of(carrier.oid)))),
+        ("names", format!("ARRAY[{}]::text[]", names.join(", "))),
+        ("declarations", declarations.to_owned()),
+        ("old", values("OLD")),
+        ("new", values("NEW")),
+        ("compared", compared(need, &watched)),
+        ("root", carrier.oid.to_string()),
+        ("notify", notify.to_owned()),
+        ("comment", literal(&comment).trim().to_owned()),
+    ];
+    let dollars = dollars(values.iter().map(|(_, value)| value));
+    fill(CHANGED, &[&values[..], &[("dollars", dollars)]].concat())
+}
+
+/// Fills the braces of a template in one pass: a column may be called `{notify}`.
+fn fill(template: &str, values: &[(&str, String)]) -> String {
+    let mut out = String::new();
+    let mut rest = template;
+    while let Some((head, tail)) = rest.split_once('{') {
+        out.push_str(head);
+        let known = values.iter().find_map(|(name, value)| Some((tail.strip_prefix(name)?.strip_prefix('}')?, value)));
+        match known {
+            Some((tail, value)) => {
+                out.push_str(value);
+                rest = tail;
+            }
+            None => {
+                out.push('{');
+                rest = tail;
+            }
+        }
+    }
+    out + rest
+}
+
+/// What stands around the body of a function, and nowhere within: a column may be called `$waltag$`.
+fn dollars<'a>(values: impl Iterator<Item = &'a String> + Clone) -> String {
+    let mut marks = std::iter::once("$waltag$".to_owned()).chain((1..).map(|number| format!("$waltag{number}$")));
+    marks.find(|mark| !values.clone().any(|value| value.contains(mark.as_str()))).unwrap_or_default()
+}
+
+/// For a comment: a name with a line break would end it.
+fn on_one_line(text: &str) -> String {
+    text.replace(char::is_control, "?")
 }
 
 /// Which of the watched columns changed, whether anything else did, and whether all that is worth a row. Compared as texts, or as they
@@ -221,4 +259,19 @@ pub fn remove(catalog: &Catalog, role: &Role) -> Vec<Statement> {
         statements.push(Statement::new(format!("DROP ROLE {};", identifier(&role.name))));
     }
     statements
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever may make a table that a pattern of the rules matches must not be able to put SQL into the owner's setup.
+    #[test]
+    fn names_stay_names() {
+        assert_eq!(fill("{a} {b} {c", &[("a", "{b}".to_owned()), ("b", "x".to_owned())]), "{b} x {c");
+        let evil = ["\"$waltag$; DROP TABLE t; $waltag1$\"".to_owned(), "x".to_owned()];
+        assert_eq!(dollars(evil.iter()), "$waltag2$");
+        assert_eq!(dollars(evil[1..].iter()), "$waltag$");
+        assert_eq!(on_one_line("a\nDROP TABLE t;"), "a?DROP TABLE t;");
+    }
 }

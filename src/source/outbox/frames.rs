@@ -111,7 +111,7 @@ impl Builder {
         let tuple = |mark: u8, values: Option<&Vec<Option<String>>>| tuple(mark, values, width, compared);
         let (old, new) = (row.old.as_ref(), row.new.as_ref());
         match row.kind {
-            b't' => out.push_back(Frame::Data([&[b'T'], &1_u32.to_be_bytes()[..], &[0], &relation[..]].concat())),
+            b't' => out.push_back(Frame::Data([b"T", &1_u32.to_be_bytes()[..], &[0], &relation[..]].concat())),
             b'x' => {
                 out.push_back(data(b'I', &tuple(b'N', None)));
                 out.push_back(data(b'U', &tuple(b'N', None)));
