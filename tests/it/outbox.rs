@@ -222,6 +222,8 @@ async fn several_daemons_share_one_outbox() {
     signal(other.child.id(), "STOP");
     sql.batch_execute("INSERT INTO first_model VALUES (3)").await.unwrap();
     until("the first is done", || async { monitors[0].unlinked() == ["0 a:3"] }).await;
+    let signs = "SELECT count(*) FROM waltag.progress WHERE instance = 'waltag' AND at > (SELECT max(at) FROM waltag.outbox) + interval '1500 ms'";
+    until("it has had the time to delete", || async { count(&sql, signs).await == 1 }).await;
     assert_eq!(count(&sql, "SELECT count(*) FROM waltag.outbox").await, 1);
     assert_eq!(second.stop(), Some(0));
     signal(other.child.id(), "CONT");

@@ -49,8 +49,11 @@ pub struct Outbox {
     place: String,
     log: Lsn,
     interval: Duration,
-    /// When the next poll begins; at once after a notification.
+    /// When the next poll begins; after a notification at once, or when the server has rested from the last for as long as that took: many
+    /// writers would make it do nothing else.
     due: Instant,
+    begun: Instant,
+    rested: Instant,
     /// What the last poll that is complete saw, and its position.
     polled: Option<(Snapshot, Lsn)>,
 }
@@ -96,10 +99,11 @@ impl Stream for Outbox {
                 }
                 woken = listen(&mut self.listener), if room && !polling => {
                     woken.map_err(|error| Error::session("listening", &self.place, &error))?;
-                    self.due = Instant::now();
+                    self.due = Instant::now().max(self.rested);
                 }
                 () = sleep_until(self.due), if room && !polling && !self.poll.has_rows() => {
                     self.poll.begin();
+                    self.begun = Instant::now();
                     self.due = Instant::now() + self.interval;
                 }
             }
@@ -162,7 +166,7 @@ impl Stream for Outbox {
     }
 
     fn wake(&mut self) {
-        self.due = Instant::now();
+        self.due = self.due.min(Instant::now());
     }
 
     async fn close(self, _limit: Duration) {}
@@ -175,7 +179,7 @@ impl Outbox {
         let page = self.poll.take_page();
         self.builder.build(&page, &self.shapes, begin, &mut self.frames);
         if self.poll.is_complete() {
-            self.due = self.due.min(Instant::now() + self.interval);
+            self.rested = Instant::now() + self.begun.elapsed();
         } else {
             self.poll.go_on();
         }
@@ -259,6 +263,8 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
         log,
         interval: settings.poll,
         due: Instant::now(),
+        begun: Instant::now(),
+        rested: Instant::now(),
         polled: None,
     };
     Ok(Source { session, server, place, version, stream })
