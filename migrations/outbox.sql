@@ -11,6 +11,7 @@ CREATE UNLOGGED TABLE IF NOT EXISTS waltag.outbox (
   names text[],
   old text[],
   new text[],
+  size int NOT NULL DEFAULT 0,
   PRIMARY KEY (xid, id)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_insert_threshold = -1,
   autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 1000000);

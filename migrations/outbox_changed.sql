@@ -1,12 +1,13 @@
--- The rows of {table}: the columns that the rules use, as PostgreSQL writes them whatever the writer's settings are. A column that a
--- migration takes away must not make writes fail: then the row only says that something changed.
+-- The rows of {table}: the columns that the rules use, as PostgreSQL writes them whatever the writer's settings are. A migration must not
+-- make writes fail: what cannot be written down (a column that is gone, values of more than a megabyte) only says that something changed.
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
   SET DateStyle = 'ISO' SET TimeZone = 'UTC' SET IntervalStyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS {dollars}
 DECLARE
-  what "char" := lower(TG_OP)::"char";
+  what "char" := CASE TG_OP WHEN 'INSERT' THEN 'i' WHEN 'UPDATE' THEN 'u' ELSE 'd' END;
   names text[] := {names};
   was text[];
   is_now text[];
+  size int;
 {declarations}BEGIN
   BEGIN
     IF TG_OP <> 'INSERT' THEN
@@ -16,12 +17,34 @@ DECLARE
       is_now := ARRAY[{new}]::text[];
     END IF;
 {compared}  EXCEPTION WHEN OTHERS THEN
-    what := 'x';
+    BEGIN
+      -- A session that has seen the columns with other types cannot read them otherwise.
+      names := {columns};
+      IF TG_OP <> 'INSERT' THEN
+        EXECUTE {read} INTO was USING OLD;
+      END IF;
+      IF TG_OP <> 'DELETE' THEN
+        EXECUTE {read} INTO is_now USING NEW;
+      END IF;
+    EXCEPTION WHEN OTHERS THEN
+      what := 'x';
+    END;
   END;
-  INSERT INTO waltag.outbox (relation, root, kind, names, old, new) VALUES (TG_RELID, {root}, what, names, was, is_now);
+  size := coalesce(pg_column_size(was), 0) + coalesce(pg_column_size(is_now), 0);
+  IF what = 'x' OR size > 1000000 THEN
+    what := 'x';
+    was := NULL;
+    is_now := NULL;
+    size := 0;
+  END IF;
+  INSERT INTO waltag.outbox (relation, root, kind, names, old, new, size) VALUES (TG_RELID, {root}, what, names, was, is_now, size);
   {notify}
   RETURN NULL;
 END
 {dollars};
 REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;
+-- Whoever makes a partition makes a clone of its trigger.
+DO $$ BEGIN
+  EXECUTE format('GRANT EXECUTE ON FUNCTION {function}() TO %s', (SELECT relowner::regrole FROM pg_class WHERE oid = {root}));
+END $$;
 COMMENT ON FUNCTION {function}() IS {comment};

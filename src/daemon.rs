@@ -238,7 +238,8 @@ impl Daemon {
             }
             if self.goal.is_some_and(|goal| flow.marked() >= Some(goal)) && flow.lanes.iter().all(Lane::is_attached) {
                 tracing::info!("caught up with the start");
-                return self.drain(source, flow).await;
+                self.drain(source, flow).await;
+                return Ok(());
             }
             let room = flow.size() < self.settings.tag_memory;
             // Without room nothing more arrives until the new rules are in force.
@@ -293,7 +294,10 @@ impl Daemon {
             let told = source.stream.due();
             tokio::select! {
                 biased;
-                () = shutdown.asked() => return self.drain(source, flow).await,
+                () = shutdown.asked() => {
+                    self.drain(source, flow).await;
+                    return Ok(());
+                }
                 error = source.session.closed() => {
                     return Err(Error::session("the SQL session ended", &source.place, &error));
                 }

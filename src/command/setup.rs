@@ -82,6 +82,12 @@ async fn plan(
     let catalog = catalog::read(session, rules, &settings.names).await.map_err(failed)?;
     let role = role(session, wish.role, settings.names.feed).await.map_err(failed)?;
     let named = Tags::read(session).await.map_err(failed)?;
+    if let (Some(stranger), false) = (&named.stranger, wish.remove) {
+        let sentence = format!(
+            "the schema `waltag`, or something in it, belongs to {stranger}, who could then do what this role may: run setup as {stranger}, or drop the schema first"
+        );
+        return Err(Failure::new(Exit::NoPermission, sentence));
+    }
     if settings.names.feed == Feed::Outbox {
         if wish.remove {
             return Ok(outbox::remove(&catalog, &role));

@@ -35,7 +35,7 @@ impl Daemon {
     }
 
     /// A clean stop: nothing more is read, the batches in flight are finished and confirmed.
-    pub(super) async fn drain<S: Stream>(&self, source: &mut Source<S>, flow: &mut Flow) -> Result<(), Error> {
+    pub(super) async fn drain<S: Stream>(&self, source: &mut Source<S>, flow: &mut Flow) {
         let settle = async {
             while !flow.lanes.iter().all(Lane::is_settled) {
                 flow.next_lane_event().await;
@@ -45,8 +45,10 @@ impl Daemon {
         if timeout(DRAIN_LIMIT, settle).await.is_err() {
             tracing::warn!("stopped with tags that no cache has acknowledged; the next start sends them again");
         }
-        let sent = source.stream.finish(flow.marked()).await;
+        // Who was asked to stop stops.
+        if let Err(error) = source.stream.finish(flow.marked()).await {
+            tracing::warn!("{error}; what was done last is sent again by the next start");
+        }
         tracing::info!(confirmed = %flow.marked().unwrap_or_default(), "stopped");
-        sent
     }
 }

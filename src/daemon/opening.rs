@@ -25,7 +25,8 @@ impl Daemon {
             }
             looked => Some(looked?),
         };
-        let confirmed = source.stream.start(&source.session, &self.settings).await?;
+        let received = self.flow.as_ref().map_or(Lsn(0), |(_, flow)| flow.received());
+        let confirmed = source.stream.start(&source.session, &self.settings, received).await?;
         let horizon = source.stream.horizon();
         let catalog = catalog.map(|mut catalog| {
             catalog.lies_between(confirmed, horizon);

@@ -20,6 +20,9 @@ use crate::tags::Stale;
 use entry::Entry;
 pub(crate) use writing::{constant, plain, written};
 
+/// Starts the names of columns of which only is known whether they changed.
+pub const WATCHED: char = '\u{1}';
+
 /// A column of the relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {

@@ -10,6 +10,8 @@ const INVALIDATE: &str = include_str!("../../migrations/invalidate.sql");
 pub struct Tags {
     comment: Option<String>,
     outbox: bool,
+    /// Whose the schema, or something in it, is, if not ours.
+    pub stranger: Option<String>,
 }
 
 impl Tags {
@@ -18,7 +20,12 @@ impl Tags {
         let query = "SELECT obj_description(to_regprocedure('waltag.invalidate(text[])'), 'pg_proc'), to_regclass('waltag.outbox') IS NOT NULL";
         let rows = session.rows(query).await?;
         let field = |index: usize| rows.first().and_then(|row| row.get(index));
-        Ok(Tags { comment: field(0).map(str::to_owned), outbox: field(1) == Some("t") })
+        // Whoever owns the schema can put a table of her own in the place of ours, and a trigger on it that runs as whoever made the functions.
+        let owners = "SELECT r.rolname FROM pg_namespace n LEFT JOIN pg_class c ON c.relnamespace = n.oid LEFT JOIN pg_proc p ON p.pronamespace = n.oid \
+            JOIN pg_roles r ON r.oid IN (n.nspowner, c.relowner, p.proowner) \
+            WHERE n.nspname = 'waltag' AND r.rolname <> current_user AND NOT r.rolsuper LIMIT 1";
+        let stranger = session.value(owners).await?;
+        Ok(Tags { stranger, comment: field(0).map(str::to_owned), outbox: field(1) == Some("t") })
     }
 
     /// Makes them, unless they are there as they should be. With an outbox they write a row, as its owner; otherwise a message into the
@@ -30,7 +37,11 @@ impl Tags {
             }
             (Feed::Outbox, notify) => {
                 let row = "INSERT INTO waltag.outbox (relation, root, kind, names) VALUES (0, 0, 'm', ARRAY[content]);";
-                let wake = if notify { "\n    PERFORM pg_notify('waltag', '');" } else { "" };
+                let wake = if notify {
+                    "\n    IF current_setting('max_prepared_transactions') = '0' THEN\n      PERFORM pg_notify('waltag', '');\n    END IF;"
+                } else {
+                    ""
+                };
                 (if notify { "outbox" } else { "outbox, polled" }, "SECURITY DEFINER", format!("{row}{wake}"))
             }
         };

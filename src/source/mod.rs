@@ -69,8 +69,8 @@ pub trait Stream: Sized {
     /// Connects to a server that is fit. `renew`: what there is of it cannot be read any more.
     async fn open(settings: &Settings, renew: bool, owner: &str) -> Result<Source<Self>, Error>;
 
-    /// Begins; the position behind which it does. Everything up to there was confirmed once.
-    async fn start(&mut self, session: &Session, settings: &Settings) -> Result<Lsn, Error>;
+    /// Begins; the position behind which it does. Everything up to there was confirmed once. This process has `received` more before.
+    async fn start(&mut self, session: &Session, settings: &Settings, received: Lsn) -> Result<Lsn, Error>;
 
     /// Waits until something has arrived; without `room` only does what must go on. Cancel-safe.
     async fn next(&mut self, room: bool) -> Result<(), Error>;

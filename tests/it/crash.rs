@@ -161,7 +161,8 @@ async fn a_mute_sql_session_is_replaced() {
     let daemon = world.daemon();
     world.settled(&sql).await;
     let query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'waltag' AND backend_type = 'client backend' \
-         AND query NOT LIKE 'LISTEN%'";
+         AND query NOT LIKE 'LISTEN%' \
+         ORDER BY backend_start LIMIT 1";
     let pid: i32 = sql.query_one(query, &[]).await.unwrap().get(0);
     signal(pid as u32, "STOP");
     let monitor = Monitor::start(world.redis.port);

@@ -110,7 +110,7 @@ async fn what_is_written_down() {
     assert_eq!(
         rows,
         [
-            "i at,every,id,on_day,raw,size,hits, 2026-11-22 10:00:00+00|1 day 02:00:00|1|2026-11-22|\\xff00|0.1234567890123"
+            "i at,every,id,on_day,raw,size,\u{1}hits, 2026-11-22 10:00:00+00|1 day 02:00:00|1|2026-11-22|\\xff00|0.1234567890123"
         ]
     );
     writer.batch_execute("UPDATE public.note SET hits = hits + 1").await.unwrap();
@@ -424,4 +424,126 @@ async fn writers_do_not_need_the_daemon() {
     world.settled_within(&sql, Duration::from_secs(60)).await;
     assert!(is_gone(&cache, "a:7").await && !is_gone(&cache, "a:70000").await);
     assert!(!daemon.log().contains("resync:"), "an ordinary restart: {}", daemon.log());
+}
+
+/// The application's own role makes partitions, which get clones of the trigger; one that was detached for a while has missed something.
+#[tokio::test]
+async fn the_application_makes_partitions() {
+    let schema = "CREATE ROLE app LOGIN; CREATE SCHEMA own AUTHORIZATION app; SET ROLE app;
+        CREATE TABLE own.t (id int, k int, PRIMARY KEY (id, k)) PARTITION BY LIST (k); CREATE TABLE own.t1 PARTITION OF own.t FOR VALUES IN (1); RESET ROLE";
+    let world = world_with("", schema).await;
+    world.setup(&ONE.replace("table: first_model", "table: own.t"));
+    let daemon = world.watched();
+    daemon.readyz(200);
+    let (app, mut cache) = (world.sql_as("app", "shop").await, world.cache(0).await);
+    app.batch_execute("CREATE TABLE own.t2 PARTITION OF own.t FOR VALUES IN (2); CREATE TABLE own.t3 (id int, k int, PRIMARY KEY (id, k));
+        ALTER TABLE own.t ATTACH PARTITION own.t3 FOR VALUES IN (3); INSERT INTO own.t VALUES (1, 1), (2, 2), (3, 3)")
+        .await
+        .unwrap();
+    world.settled(&world.sql().await).await;
+    for change in [
+        "BEGIN; ALTER TABLE own.t DETACH PARTITION own.t1; UPDATE own.t1 SET id = 10; ALTER TABLE own.t ATTACH PARTITION own.t1 FOR VALUES IN (1); COMMIT",
+        "ALTER TABLE own.t1 DISABLE TRIGGER waltag_change; UPDATE own.t1 SET id = 10; ALTER TABLE own.t1 ENABLE ALWAYS TRIGGER waltag_change",
+    ] {
+        fill(&mut cache, "a:10").await;
+        app.batch_execute(change).await.unwrap();
+        until(change, || is_gone(&cache, "a:10")).await;
+    }
+}
+
+/// Letters that are not what they seem: `lower('INSERT')` in Turkish, and a collation by which another writing is the same.
+#[tokio::test]
+async fn collations_of_the_database() {
+    let schema = "CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+        CREATE TABLE person (id int PRIMARY KEY, email text COLLATE ci)";
+    let mut world = world_with("", "").await;
+    let admin = world.sql_as("postgres", "postgres").await;
+    let turkish = match world.version().await {
+        15.. => "CREATE DATABASE turkish TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'tr-TR' LOCALE 'C.UTF-8'",
+        _ => "CREATE DATABASE turkish TEMPLATE template0",
+    };
+    admin.batch_execute(turkish).await.unwrap();
+    world.database = "turkish".into();
+    let sql = world.sql().await;
+    sql.batch_execute(schema).await.unwrap();
+    world.setup(r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [{table: person, only: [email], tags: ["p:<id>"]}]}"#);
+    let (_daemon, monitor) = (world.daemon(), Monitor::start(world.redis.port));
+    for change in ["INSERT INTO person VALUES (1, 'bob@x')", "UPDATE person SET email = 'Bob@x'", "DELETE FROM person"]
+    {
+        sql.batch_execute(change).await.unwrap();
+        world.settled(&sql).await;
+        assert_eq!(monitor.unlinked(), ["0 p:1"], "{change}");
+        monitor.forget();
+    }
+}
+
+/// The rules are newer than the triggers: a column of which only is known that it changed makes no tag, but a sweep.
+#[tokio::test]
+async fn rules_that_are_newer_than_the_triggers() {
+    let world = world().await;
+    let text = r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [{table: unrelated, ignore: [v], tags: ["a:<id>"]}]}"#;
+    world.setup(text);
+    let daemon = world.watched();
+    world.rules(&text.replace(r#"["a:<id>"]"#, r#"["a:<id>"]}, {table: unrelated, tags: ["v:<v>:<id>"]"#));
+    daemon.signal("HUP");
+    daemon.wait_for("rules reloaded");
+    assert!(daemon.readyz(503).contains("uncovered"));
+    let (sql, mut cache) = (world.sql().await, world.cache(0).await);
+    fill(&mut cache, "v:3:5").await;
+    sql.batch_execute("INSERT INTO unrelated VALUES (5, 3)").await.unwrap();
+    until("it is swept for", || is_gone(&cache, "v:3:5")).await;
+}
+
+/// A session that has written before a column got another type goes on, with the tags of its rows; and what is too large says only that it
+/// changed.
+#[tokio::test]
+async fn other_types_and_large_values() {
+    let world = world_with("", "CREATE TABLE doc (id int PRIMARY KEY, body text)").await;
+    world.setup(r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [{table: doc, tags: ["d:<id>", "b:<id>:<body|md5>"]}]}"#);
+    let _daemon = world.daemon();
+    let (sql, mut cache, monitor) = (world.sql().await, world.cache(0).await, Monitor::start(world.redis.port));
+    sql.batch_execute("INSERT INTO doc VALUES (1, 'x'); ALTER TABLE doc ALTER id TYPE bigint").await.unwrap();
+    world.settled(&sql).await;
+    fill(&mut cache, "d:77").await;
+    monitor.forget();
+    sql.batch_execute("INSERT INTO doc VALUES (2, 'x'); UPDATE doc SET body = 'y' WHERE id = 2").await.unwrap();
+    world.settled(&sql).await;
+    assert!(monitor.unlinked().contains(&"0 d:2".to_owned()), "{:?}", monitor.unlinked());
+    assert!(!is_gone(&cache, "d:77").await, "its tags are known: nothing is swept");
+    fill(&mut cache, "d:3").await;
+    let large = "INSERT INTO doc SELECT 3, string_agg(md5(n::text), '') FROM generate_series(1, 100000) n";
+    sql.batch_execute(large).await.unwrap();
+    until("what is too large is swept for", || is_gone(&cache, "d:3")).await;
+}
+
+/// Whoever owns the schema before setup could make the functions' owner run her trigger.
+#[tokio::test]
+async fn a_schema_of_somebody_else() {
+    let world = world_with("", "CREATE ROLE mallory; CREATE SCHEMA waltag AUTHORIZATION mallory; CREATE TABLE first_model (id int PRIMARY KEY)").await;
+    world.rules(ONE);
+    let said = fail(&mut world.waltag("postgres", &["setup", "--apply"]), 77);
+    assert!(said.contains("belongs to mallory"), "{said}");
+}
+
+/// Redis is away and much is written: the daemon lives on, and a stop is heard.
+#[tokio::test]
+async fn a_stop_while_much_is_under_way() {
+    let world = world().await;
+    world.setup(ONE);
+    let daemon = world.start(&mut world.waltag("waltag", &["run", "--tag-memory", "1MiB"]));
+    daemon.wait_for(" ready ");
+    daemon.wait_until_resynced();
+    let sql = world.sql().await;
+    signal(world.redis.pid().unwrap(), "STOP");
+    sql.batch_execute("INSERT INTO first_model SELECT n, '' FROM generate_series(1, 100000) n").await.unwrap();
+    let alive =
+        "SELECT count(*) FROM waltag.progress WHERE at > (SELECT max(at) FROM waltag.outbox) + interval '3 seconds'";
+    until("the daemon lives on", || async { count(&sql, alive).await == 1 }).await;
+    assert_eq!(daemon.stop(), Some(0));
+    signal(world.redis.pid().unwrap(), "CONT");
+    assert_eq!(
+        count(&sql, "SELECT count(*) FROM waltag.progress WHERE owner = ''").await,
+        1,
+        "nobody is at work any more"
+    );
 }

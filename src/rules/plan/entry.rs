@@ -15,7 +15,7 @@ use super::changes::BoundChanges;
 use super::row::WholeRow;
 use super::unlisted::Bound;
 use super::writing::{Writing, cell, constant, patched};
-use super::{Cell, Change, Column, Side};
+use super::{Cell, Change, Column, Side, WATCHED};
 use crate::cache::Cache;
 use crate::tags::{Stale, Tags};
 
@@ -68,7 +68,10 @@ impl Entry {
         let (mut pieces, mut within_key) = bind(&tag.template, table, columns, style)?;
         if tag.template.is_row() {
             // What has no name stands for columns that were not sent.
-            let columns = columns.iter().enumerate().filter(|(_, column)| !column.name.is_empty());
+            let columns = columns
+                .iter()
+                .enumerate()
+                .filter(|(_, column)| !column.name.is_empty() && !column.name.starts_with(WATCHED));
             let columns = columns.map(|(at, column)| (column.name.clone(), at, column.type_oid)).collect();
             pieces.push(Piece::Row(WholeRow { columns, texts: cache.takes_texts(), style }));
             within_key = false;
@@ -77,7 +80,8 @@ impl Entry {
         for Changes { only, columns: names } in &tag.changes {
             let mut found = Vec::new();
             for (_, name) in names {
-                match columns.iter().position(|column| column.name == *name) {
+                let is_it = |column: &Column| column.name.strip_prefix(WATCHED).unwrap_or(&column.name) == name;
+                match columns.iter().position(is_it) {
                     Some(at) => found.push(at),
                     // One to be watched is missed; one that is gone cannot change.
                     None if *only => return Err(name.clone()),

@@ -10,9 +10,14 @@ use crate::rules::{Rules, Tag};
 use crate::setup::catalog::Column;
 use crate::setup::verify::columns_of;
 
+/// Goes up when a function is written otherwise: those that are there are replaced.
+const FORM: u32 = 1;
+
 /// What a trigger function writes down. It is remembered in the function's comment, to be compared with what is needed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Need {
+    /// [`FORM`] of the function.
+    pub form: u32,
     /// Kinds of changes.
     pub events: BTreeSet<String>,
     /// Columns that are written down.
@@ -40,7 +45,7 @@ impl Need {
     /// Of the rules of `tables`, for a relation with these columns.
     pub fn of(rules: &Rules, tables: &BTreeSet<TableName>, columns: &[Column], notifies: bool) -> Need {
         let (mut need, mut events) =
-            (Need { notifies, counts: Some(Counts::default()), ..Need::default() }, Events::NONE);
+            (Need { form: FORM, notifies, counts: Some(Counts::default()), ..Need::default() }, Events::NONE);
         let rules: Vec<_> = tables.iter().flat_map(|table| rules.of_table(table)).collect();
         for (rule, tag) in rules.iter().flat_map(|rule| rule.tags.iter().map(move |tag| (rule, tag))) {
             events = EVENTS

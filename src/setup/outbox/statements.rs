@@ -4,14 +4,16 @@ use super::carriers::Carrier;
 use super::need::{Counts, Need};
 use super::triggers::{CHANGE, TRUNCATE, Trigger, Triggers};
 use crate::rules::Rules;
+use crate::rules::plan::WATCHED;
 use crate::setup::catalog::Catalog;
 use crate::setup::statements::{MARK, Role, RoleState, Statement};
 use crate::source::session::{identifier, literal};
 
 const TABLES: &str = include_str!("../../../migrations/outbox.sql");
 const CHANGED: &str = include_str!("../../../migrations/outbox_changed.sql");
-/// The wake-up: one for each transaction, however often it is asked for.
-const NOTIFY: &str = "PERFORM pg_notify('waltag', '');";
+/// The wake-up: one for each transaction, however often it is asked for. It would make PREPARE TRANSACTION fail.
+const NOTIFY: &str =
+    "IF current_setting('max_prepared_transactions') = '0' THEN\n    PERFORM pg_notify('waltag', '');\n  END IF;";
 /// Without: a comment that says why.
 const SILENT: &str = "-- Nobody is notified: the daemon polls.";
 /// Of an identity that says nothing of the columns that are not written down.
@@ -139,15 +141,20 @@ fn function(carrier: &Carrier, need: &Need, notify: &str) -> String {
         };
         need.columns.iter().map(value).collect::<Vec<_>>().join(", ")
     };
-    let names = need.columns.iter().chain(watched.iter().copied()).map(|name| literal(name).trim().to_owned());
-    let rest = need.counts_rest().then(|| literal(REST).trim().to_owned());
-    let names: Vec<String> = names.chain(rest).collect();
+    let array = |names: Vec<String>| format!("ARRAY[{}]::text[]", names.join(", "));
+    let quoted = |name: &str| literal(name).trim().to_owned();
+    let columns: Vec<String> = need.columns.iter().map(|name| quoted(name)).collect();
+    // Of what is only watched there is no value: it is called otherwise.
+    let marks = watched.iter().map(|name| quoted(&format!("{WATCHED}{name}")));
+    let names = columns.iter().cloned().chain(marks).chain(need.counts_rest().then(|| quoted(REST))).collect();
     let comment = format!("{MARK}{}", serde_json::to_string(need).unwrap_or_default());
     let declarations = if need.watched.is_empty() { "" } else { "  before record;\n  rest boolean;\n" };
     let values = [
         ("table", on_one_line(&carrier.table.to_string())),
         ("function", format!("waltag.{}", identifier(&function_of(carrier.oid)))),
-        ("names", format!("ARRAY[{}]::text[]", names.join(", "))),
+        ("names", array(names)),
+        ("columns", array(columns)),
+        ("read", quoted(&format!("SELECT ARRAY[{}]::text[]", values("($1)")))),
         ("declarations", declarations.to_owned()),
         ("old", values("OLD")),
         ("new", values("NEW")),
@@ -199,7 +206,8 @@ fn compared(need: &Need, watched: &[&String]) -> String {
         return String::new();
     }
     let differs = |name: &String| {
-        let texts = "format('%s', OLD.{0}) <> format('%s', NEW.{0})";
+        // A column may have a collation by which different texts are equal.
+        let texts = "format('%s', OLD.{0}) COLLATE \"C\" <> format('%s', NEW.{0}) COLLATE \"C\"";
         format!("(num_nulls(OLD.{{0}}) <> num_nulls(NEW.{{0}}) OR {texts})").replace("{0}", &identifier(name))
     };
     let equal: String =

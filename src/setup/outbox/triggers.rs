@@ -21,7 +21,7 @@ pub const TRUNCATE: &str = "waltag_truncate";
 pub struct Triggers {
     /// Tables and functions are there.
     pub installed: bool,
-    /// Writers should wake the daemon: NOTIFY would make PREPARE TRANSACTION fail.
+    /// Writers should wake the daemon.
     pub notify: bool,
     /// The trigger function for TRUNCATE does.
     pub notifies: bool,
@@ -46,8 +46,6 @@ pub struct Trigger {
     pub enabled: bool,
     /// PostgreSQL made it for a partition.
     pub cloned: bool,
-    /// The relation is a partition.
-    pub partition: bool,
     /// Its row in the catalog: number and writer.
     pub row: String,
     /// Bits of kinds of changes (`pg_trigger.tgtype`).
@@ -73,10 +71,9 @@ impl Triggers {
 }
 
 const INSTALLED: &str = "SELECT to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.progress') IS NOT NULL, \
-    current_setting('max_prepared_transactions') = '0', \
     coalesce((SELECT prosrc LIKE '%pg_notify%' FROM pg_proc WHERE oid = to_regproc('waltag.truncated')), false)";
 
-const TRIGGERS: &str = "SELECT t.tgrelid, rn.nspname, c.relname, t.tgname, t.tgenabled = 'A', t.tgparentid <> 0, c.relispartition, \
+const TRIGGERS: &str = "SELECT t.tgrelid, rn.nspname, c.relname, t.tgname, t.tgenabled = 'A', t.tgparentid <> 0, \
     concat(t.oid, ':', t.xmin, t.tgenabled), t.tgtype, t.tgfoid \
     FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_class c ON c.oid = t.tgrelid \
     JOIN pg_namespace rn ON rn.oid = c.relnamespace WHERE n.nspname = 'waltag' ORDER BY t.oid";
@@ -89,7 +86,7 @@ pub async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, wake
     let mut triggers = Triggers::default();
     if let Some(row) = session.rows(INSTALLED).await?.first() {
         let yes = |index: usize| row.get(index) == Some("t");
-        (triggers.installed, triggers.notify, triggers.notifies) = (yes(0), yes(1) && wakes, yes(2));
+        (triggers.installed, triggers.notify, triggers.notifies) = (yes(0), wakes, yes(1));
     }
     for row in session.rows(TRIGGERS).await? {
         let field = |index: usize| row.get(index).unwrap_or_default();
@@ -99,10 +96,9 @@ pub async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, wake
             name: field(3).into(),
             enabled: field(4) == "t",
             cloned: field(5) == "t",
-            partition: field(6) == "t",
-            row: field(7).into(),
-            kinds: field(8).parse().unwrap_or_default(),
-            function: field(9).parse().unwrap_or_default(),
+            row: field(6).into(),
+            kinds: field(7).parse().unwrap_or_default(),
+            function: field(8).parse().unwrap_or_default(),
         });
     }
     for row in session.rows(FUNCTIONS).await? {
@@ -165,10 +161,10 @@ fn judge(catalog: &mut Catalog, rules: &Rules, ancestors: &HashMap<u32, Vec<u32>
     catalog.triggers = triggers;
 }
 
-/// What of a relation's triggers is a gap when it changes: clones come with their partitions, which is none, unless they are off.
+/// What of a relation's triggers is a gap when it changes.
 fn rows(triggers: &Triggers, relation: u32) -> impl Iterator<Item = String> + '_ {
     let own = triggers.all.iter().filter(move |trigger| trigger.relation == relation);
-    own.filter(|trigger| !trigger.partition || !trigger.enabled).map(|trigger| trigger.row.clone())
+    own.map(|trigger| trigger.row.clone())
 }
 
 /// Does the carrier's trigger write down what is needed? A partition that was made later has no trigger for TRUNCATE yet; the catalog

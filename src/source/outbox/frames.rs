@@ -99,7 +99,7 @@ impl Builder {
         match row.kind {
             b't' => names = shape.columns.iter().map(|(name, _)| name.clone()).collect(),
             // Nothing is known of it but that it happened.
-            b'x' => names.clear(),
+            kind if !matches!(kind, b'i' | b'u' | b'd') => names.clear(),
             // What was not compared may have changed.
             _ if names.last().is_none_or(|last| last != REST) => names.push(REST.into()),
             _ => {}
@@ -112,14 +112,14 @@ impl Builder {
         let (old, new) = (row.old.as_ref(), row.new.as_ref());
         match row.kind {
             b't' => out.push_back(Frame::Data([b"T", &1_u32.to_be_bytes()[..], &[0], &relation[..]].concat())),
-            b'x' => {
+            b'i' => out.push_back(data(b'I', &tuple(b'N', new))),
+            b'u' => out.push_back(data(b'U', &[tuple(b'O', old), tuple(b'N', new)].concat())),
+            b'd' => out.push_back(data(b'D', &tuple(b'O', old))),
+            _ => {
                 out.push_back(data(b'I', &tuple(b'N', None)));
                 out.push_back(data(b'U', &tuple(b'N', None)));
                 out.push_back(data(b'D', &tuple(b'O', None)));
             }
-            b'i' => out.push_back(data(b'I', &tuple(b'N', new))),
-            b'u' => out.push_back(data(b'U', &[tuple(b'O', old), tuple(b'N', new)].concat())),
-            _ => out.push_back(data(b'D', &tuple(b'O', old))),
         }
     }
 

@@ -42,6 +42,8 @@ pub struct Outbox {
     poll: Poll,
     progress: Progress,
     shapes: Shapes,
+    /// Reads and writes the tables: an answer of this session that is not taken yet must not hold up the other's.
+    _reader: Session,
     /// A session of its own: one that listens within a transaction keeps the queue of notifications from being trimmed.
     listener: Option<Session>,
     builder: Builder,
@@ -77,7 +79,8 @@ impl Stream for Outbox {
         Err(worst.unwrap_or_else(|| Error::away("the database URL names no host")))
     }
 
-    async fn start(&mut self, _session: &Session, _settings: &Settings) -> Result<Lsn, Error> {
+    async fn start(&mut self, _session: &Session, _settings: &Settings, received: Lsn) -> Result<Lsn, Error> {
+        self.poll.goes_on_behind(received);
         Ok(self.progress.confirmed())
     }
 
@@ -90,11 +93,12 @@ impl Stream for Outbox {
             tokio::select! {
                 biased;
                 told = self.progress.work() => told.map_err(|error| self.failed("writing the progress", error))?,
-                rows = self.poll.answer(), if room && self.poll.is_running() => {
+                // An answer that nobody takes would hold up those behind it.
+                rows = self.poll.answer(), if self.poll.is_running() => {
                     rows.map_err(|error| Error::session("reading the outbox", &self.place, &error))?;
                     self.shapes.learn(self.poll.relations());
                 }
-                learnt = self.shapes.answer(), if room && self.shapes.is_running() => {
+                learnt = self.shapes.answer(), if self.shapes.is_running() => {
                     learnt.map_err(|error| Error::session("reading the shape of a table", &self.place, &error))?;
                 }
                 woken = listen(&mut self.listener), if room && !polling => {
@@ -146,6 +150,8 @@ impl Stream for Outbox {
 
     async fn finish(&mut self, position: Option<Lsn>) -> Result<(), Error> {
         position.into_iter().for_each(|position| self.progress.confirm(position));
+        self.poll.forget();
+        self.shapes.forget();
         self.progress.leave().await.map_err(|error| self.failed("writing the progress", error))
     }
 
@@ -205,14 +211,17 @@ async fn listen(listener: &mut Option<Session>) -> Result<(), session::Error> {
 
 async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Result<Source<Outbox>, Error> {
     let (place, name) = (endpoint.to_string(), &settings.names.slot);
-    let session = match settings.no_listen {
-        true => Session::open_pooled(endpoint, name).await,
-        false => Session::open(endpoint, name).await,
+    let open = async || {
+        let session = match settings.no_listen {
+            true => Session::open_pooled(endpoint, name).await,
+            false => Session::open(endpoint, name).await,
+        };
+        session.map_err(|error| Error::session("connecting", &place, &error))
     };
-    let session = session.map_err(|error| Error::session("connecting", &place, &error))?;
+    let (session, reader) = (open().await?, open().await?);
     let failed = |error| Error::session("reading the server's state", &place, &error);
     let query = "SELECT current_setting('server_version_num'), pg_is_in_recovery(), \
-        to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.progress') IS NOT NULL";
+        to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.progress') IS NOT NULL, current_setting('server_encoding')";
     let rows = session.rows(query).await.map_err(failed)?;
     let field = |index: usize| rows.first().and_then(|row| row.get(index)).unwrap_or_default();
     let config = |sentence: String| Err(Error::permanent(Exit::Config, sentence));
@@ -224,6 +233,11 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
             "{place} is a hot standby; waltag reads from the primary. Let WALTAG_DATABASE_URL name it, or list all hosts."
         ));
     }
+    if field(3) == "SQL_ASCII" {
+        return config(format!(
+            "the database at {place} is SQL_ASCII: nobody knows which characters its texts are made of"
+        ));
+    }
     if field(2) != "t" {
         return config(format!(
             "there is no outbox in this database at {place}; create it with `waltag setup --source outbox --apply` as the database's owner"
@@ -231,13 +245,14 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
     }
     let version = field(0).parse().unwrap_or_default();
     // `pg_control_checkpoint()` lags behind a promotion; a file name does not.
-    let query = "SELECT system_identifier, ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int, \
+    // A slot belongs to a server, an outbox to a database.
+    let query = "SELECT concat(system_identifier, '.', (SELECT oid FROM pg_database WHERE datname = current_database())), ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int, \
         (SELECT stats_reset::text FROM pg_stat_bgwriter), pg_current_wal_insert_lsn() FROM pg_control_system()";
     let rows = session.rows(query).await.map_err(failed)?;
     let field = |index: usize| rows.first().and_then(|row| row.get(index)).unwrap_or_default().to_owned();
     let server = Server { system: field(0), timeline: field(1), crash: field(2) };
     let log = field(3).parse().unwrap_or_default();
-    let progress = Progress::take(&session, name, owner, settings.no_listen).await;
+    let progress = Progress::take(&reader, name, owner, settings.no_listen).await;
     let progress = progress.map_err(|error| Error::session("taking the outbox", &place, &error))?;
     let Some(progress) = progress else {
         let sentence = format!("another daemon works on the outbox at {place}");
@@ -253,9 +268,10 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
         }
     };
     let stream = Outbox {
-        poll: Poll::new(&session, &progress),
-        shapes: Shapes::new(&session),
+        poll: Poll::new(&reader, &progress),
+        shapes: Shapes::new(&reader),
         progress,
+        _reader: reader,
         listener,
         builder: Builder::default(),
         frames: VecDeque::new(),

@@ -10,8 +10,10 @@ use crate::source::clock::Timestamp;
 use crate::source::lsn::Lsn;
 use crate::source::session::{Answer, Error, Sql};
 
-/// Rows of one page.
+/// Rows of one page, ...
 const PAGE: usize = 1_000;
+/// ... and bytes of their values.
+const PAGE_SIZE: usize = 4 << 20;
 /// Bits of a position for the transactions of one poll; more share the last.
 pub const WITHIN: u32 = 20;
 
@@ -107,13 +109,24 @@ impl Poll {
         Lsn(((self.number + 1 + u64::from(begun)) << WITHIN) - 1)
     }
 
+    /// Positions go on behind this one: it was received before the connection was lost.
+    pub fn goes_on_behind(&mut self, received: Lsn) {
+        self.number = self.number.max((received.0 >> WITHIN) + 1);
+    }
+
+    /// Asks no more.
+    pub fn forget(&mut self) {
+        (self.running, self.page) = (None, None);
+    }
+
     /// Begins one.
     pub fn begin(&mut self) {
-        let (columns, before) = (columns(), &self.before);
+        let before = &self.before;
+        let rows = format!("xid >= ({}) AND NOT pg_visible_in_snapshot(xid, '{before}')", least_since(before));
         let query = format!(
-            "{BY_INDEX} WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot) SELECT s.snapshot::text, {columns}, pg_current_wal_insert_lsn() FROM s \
-             LEFT JOIN LATERAL (SELECT * FROM waltag.outbox WHERE xid >= pg_snapshot_xmin('{before}') \
-             AND NOT pg_visible_in_snapshot(xid, '{before}') ORDER BY xid, id LIMIT {PAGE}) o ON true"
+            "{BY_INDEX} WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot) SELECT s.snapshot::text, {COLUMNS}, \
+             pg_current_wal_insert_lsn() FROM s LEFT JOIN LATERAL ({}) o ON true",
+            page(&rows)
         );
         (self.last, self.complete) = (None, false);
         self.running = Some(self.sql.ask(query));
@@ -121,13 +134,13 @@ impl Poll {
 
     /// Asks for the next page: of the same snapshot, whatever came meanwhile.
     pub fn go_on(&mut self) {
-        let (columns, before, now) = (columns(), &self.before, &self.now);
+        let (before, now) = (&self.before, &self.now);
         let (xid, id) = self.last.unwrap_or_default();
-        let query = format!(
-            "{BY_INDEX} SELECT '{now}', {columns} FROM waltag.outbox o WHERE (xid, id) > ('{xid}'::xid8, {id}) AND xid < pg_snapshot_xmax('{now}') \
-             AND NOT pg_visible_in_snapshot(xid, '{before}') AND pg_visible_in_snapshot(xid, '{now}') ORDER BY o.xid, o.id LIMIT {PAGE}"
+        let rows = format!(
+            "(xid, id) > ('{xid}'::xid8, {id}) AND xid < pg_snapshot_xmax('{now}') \
+             AND NOT pg_visible_in_snapshot(xid, '{before}') AND pg_visible_in_snapshot(xid, '{now}')"
         );
-        self.running = Some(self.sql.ask(query));
+        self.running = Some(self.sql.ask(format!("{BY_INDEX} SELECT '{now}', {COLUMNS} FROM ({}) o", page(&rows))));
     }
 
     /// Waits for the statement. Cancel-safe.
@@ -137,15 +150,18 @@ impl Poll {
         self.running = None;
         let answer = answer?;
         let first = self.last.is_none().then(|| {
-            let log = answer.first().and_then(|row| row.get(10)?.parse().ok());
+            let log = answer.first().and_then(|row| row.get(11)?.parse().ok());
             log.unwrap_or_default()
         });
         if first.is_some() {
             self.now = answer.first().and_then(|row| row.get(0)).unwrap_or_default().to_owned();
         }
-        let rows: Vec<Row> = answer.iter().filter_map(row).collect();
+        // Without a row there is one that has nothing but the snapshot.
+        let there = answer.iter().filter(|row| row.get(1).is_some());
+        let rows: Vec<Row> = there.map(|found| row(found).ok_or_else(unreadable)).collect::<Result<_, _>>()?;
         self.last = rows.last().map(|row| (row.xid, row.id)).or(self.last);
-        self.complete = rows.len() < PAGE;
+        let found = answer.first().and_then(|row| row.get(10)?.parse::<usize>().ok()).unwrap_or_default();
+        self.complete = rows.len() == found && found < PAGE;
         let complete = self.complete.then(|| self.now.clone());
         self.page = Some(Page { rows, complete, first });
         Ok(())
@@ -167,9 +183,27 @@ impl Poll {
     }
 }
 
-fn columns() -> &'static str {
-    "o.xid::text, o.id, ((extract(epoch FROM o.at) - 946684800) * 1000000)::int8, o.relation, o.root, o.kind, \
-     array_to_json(o.names), array_to_json(o.old), array_to_json(o.new)"
+const COLUMNS: &str = "o.xid::text, o.id, ((extract(epoch FROM o.at) - 946684800) * 1000000)::int8, o.relation, o.root, o.kind, \
+     array_to_json(o.names), array_to_json(o.old), array_to_json(o.new), o.found";
+
+/// At most so many rows, and bytes unless it is one row; `found` is how many there would be by their number alone.
+fn page(rows: &str) -> String {
+    format!(
+        "SELECT * FROM (SELECT *, sum(size) OVER (ORDER BY xid, id) - size AS above, count(*) OVER () AS found FROM \
+         (SELECT * FROM waltag.outbox WHERE {rows} ORDER BY xid, id LIMIT {PAGE}) first) page WHERE above < {PAGE_SIZE} ORDER BY page.xid, page.id"
+    )
+}
+
+/// The lowest transaction that can have become visible since this snapshot: one that runs on for long does not count.
+pub fn least_since(snapshot: &str) -> String {
+    format!(
+        "SELECT coalesce(min(xip), pg_snapshot_xmax('{snapshot}')) FROM pg_snapshot_xip('{snapshot}') xip \
+         WHERE pg_visible_in_snapshot(xip, pg_current_snapshot())"
+    )
+}
+
+fn unreadable() -> Error {
+    Error::Away("a row of waltag.outbox cannot be read".into())
 }
 
 fn row(row: &SimpleQueryRow) -> Option<Row> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::poll::{BY_INDEX, WITHIN};
+use super::poll::{BY_INDEX, WITHIN, least_since};
 use crate::source::lsn::Lsn;
 use crate::source::session::{self, Answer, Session, Sql, literal};
 
@@ -50,6 +50,10 @@ pub struct Progress {
     news: bool,
     /// Rows may be left that everybody is done with.
     deletable: bool,
+    /// What was done when it was written last, and when everything was deleted that could be: a scan from the very beginning would walk over
+    /// all that a long transaction keeps from being vacuumed.
+    written: String,
+    deleted: Option<String>,
     running: Option<(Doing, Answer)>,
     last: Instant,
 }
@@ -83,7 +87,7 @@ impl Progress {
         let query = format!(
             "UPDATE waltag.progress p SET owner = {owner_text}, at = clock_timestamp(), (pid, begun) = (SELECT {who}) WHERE instance = {name} \
              AND (owner IN ('', {owner_text}) OR at < clock_timestamp() - interval '{LEASE}' OR (pid IS NOT NULL AND NOT EXISTS \
-               (SELECT FROM pg_stat_activity a WHERE a.pid = p.pid AND a.backend_start IS NOT DISTINCT FROM p.begun))) \
+               (SELECT FROM pg_stat_activity a WHERE a.pid = p.pid AND (a.backend_start IS NULL OR a.backend_start = p.begun)))) \
              RETURNING position, done::text, greatest(position >> {WITHIN}, {MOMENT} << 12) + 1"
         );
         let rows = sql.rows(&query).await?;
@@ -99,6 +103,8 @@ impl Progress {
             polls: VecDeque::new(),
             news: false,
             deletable: true,
+            written: row.get(1).unwrap_or_default().to_owned(),
+            deleted: None,
             running: None,
             last: Instant::now(),
         }))
@@ -145,6 +151,7 @@ impl Progress {
             });
             if !self.deletable {
                 (self.deletable, self.news) = (self.news, false);
+                self.written.clone_from(&self.snapshot);
             }
         }
         let Some((doing, running)) = &mut self.running else { return Ok(()) };
@@ -160,6 +167,9 @@ impl Progress {
             Doing::Deleting => {
                 let deleted = rows.first().and_then(|row| row.get(0)).and_then(|text| text.parse::<usize>().ok());
                 self.deletable = deleted.unwrap_or_default() >= PORTION;
+                if !self.deletable {
+                    self.deleted = Some(self.written.clone());
+                }
                 Ok(())
             }
         }
@@ -184,11 +194,13 @@ impl Progress {
         )
     }
 
-    /// What every instance is done with.
+    /// What every instance is done with. Whoever is done last deletes, so each looks at what it has done since.
     fn deletion(&self) -> String {
+        let since = self.deleted.as_ref().map(|snapshot| format!("xid >= ({}) AND", least_since(snapshot)));
+        let since = since.unwrap_or_default();
         format!(
             "{BY_INDEX} WITH gone AS (DELETE FROM waltag.outbox WHERE (xid, id) IN (SELECT xid, id FROM waltag.outbox o \
-             WHERE xid < (SELECT pg_snapshot_xmax(done) FROM waltag.progress ORDER BY 1 LIMIT 1) \
+             WHERE {since} xid < (SELECT pg_snapshot_xmax(done) FROM waltag.progress ORDER BY 1 LIMIT 1) \
              AND NOT EXISTS (SELECT FROM waltag.progress p WHERE NOT pg_visible_in_snapshot(o.xid, p.done)) \
              ORDER BY xid, id LIMIT {PORTION}) RETURNING 1) SELECT count(*) FROM gone"
         )

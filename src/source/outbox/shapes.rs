@@ -60,6 +60,11 @@ impl Shapes {
         self.running.is_some()
     }
 
+    /// Asks no more.
+    pub fn forget(&mut self) {
+        self.running = None;
+    }
+
     /// Waits for it. Cancel-safe.
     pub async fn answer(&mut self) -> Result<(), Error> {
         let Some(running) = &mut self.running else { return Ok(()) };

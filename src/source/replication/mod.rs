@@ -244,7 +244,7 @@ impl Stream for Replication {
         open(dsn, names, *lock_timeout, Which::Own(wish)).await
     }
 
-    async fn start(&mut self, session: &Session, settings: &Settings) -> Result<Lsn, Error> {
+    async fn start(&mut self, session: &Session, settings: &Settings, _received: Lsn) -> Result<Lsn, Error> {
         self.begin(session, &settings.names).await?;
         let confirmed = self.confirmed(session, &settings.names).await?;
         self.feedback = Feedback::new(Lsn(0));
