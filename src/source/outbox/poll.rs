@@ -197,8 +197,8 @@ fn page(rows: &str) -> String {
 /// The lowest transaction that can have become visible since this snapshot: one that runs on for long does not count.
 pub fn least_since(snapshot: &str) -> String {
     format!(
-        "SELECT coalesce(min(xip), pg_snapshot_xmax('{snapshot}')) FROM pg_snapshot_xip('{snapshot}') xip \
-         WHERE pg_visible_in_snapshot(xip, pg_current_snapshot())"
+        "SELECT coalesce((SELECT xip FROM pg_snapshot_xip('{snapshot}') xip WHERE pg_visible_in_snapshot(xip, pg_current_snapshot()) \
+         ORDER BY xip LIMIT 1), pg_snapshot_xmax('{snapshot}'))"
     )
 }
 
