@@ -137,7 +137,8 @@ async fn role(session: &Session, name: &str, feed: Feed) -> Result<Role, sql::Er
     let reads_a_table = feed == Feed::Outbox;
     let query = format!(
         "SELECT (r.rolcanlogin AND ({reads_a_table} OR r.rolreplication OR m.oid IS NOT NULL AND pg_has_role(r.oid, m.oid, 'MEMBER'))) OR r.rolsuper, \
-         shobj_description(r.oid, 'pg_authid'), m.oid IS NOT NULL \
+         shobj_description(r.oid, 'pg_authid'), m.oid IS NOT NULL, \
+         has_table_privilege(r.oid, to_regclass('waltag.outbox'), 'DELETE') AND has_table_privilege(r.oid, to_regclass('waltag.progress'), 'UPDATE') \
          FROM (SELECT) one LEFT JOIN pg_roles r ON r.rolname = {} LEFT JOIN pg_roles m ON m.rolname = 'rds_replication'",
         literal(name)
     );
@@ -150,7 +151,7 @@ async fn role(session: &Session, name: &str, feed: Feed) -> Result<Role, sql::Er
         (Some("t"), _) => RoleState::Fit,
         _ => RoleState::Unfit,
     };
-    Ok(Role { name: name.to_owned(), state, by_membership: field(2) == Some("t") })
+    Ok(Role { name: name.to_owned(), state, by_membership: field(2) == Some("t"), reads_outbox: field(3) == Some("t") })
 }
 
 /// Waits for a lock at most `lock_timeout` at a time: longer, and every query behind it in the queue would wait too.

@@ -52,6 +52,8 @@ pub struct Role {
     pub name: String,
     /// Is it there, and may it log in and replicate?
     pub state: RoleState,
+    /// It may read and empty the outbox.
+    pub reads_outbox: bool,
     /// Amazon's servers give no REPLICATION; there the role becomes a member of this one.
     pub by_membership: bool,
 }

@@ -79,6 +79,11 @@ async fn triggers_follow_the_rules() {
     let functions = "SELECT count(*) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE nspname = 'waltag' AND proname LIKE 'changed%'";
     assert_eq!(count(&sql, functions).await, 1);
 
+    let other = setup(&["--apply", "--role", "other"]);
+    assert!(other.contains("CREATE ROLE \"other\"") && other.contains("GRANT SELECT, DELETE"), "{other}");
+    assert!(setup(&["--apply", "--role", "other"]).contains("Nothing to do"));
+    sql.batch_execute("DROP OWNED BY other; DROP ROLE other").await.unwrap();
+
     setup(&["--remove", "--apply"]);
     assert!(triggers(&sql).await.is_empty());
     assert_eq!(count(&sql, "SELECT count(*) FROM pg_namespace WHERE nspname = 'waltag'").await, 0);

@@ -106,3 +106,49 @@ impl Counts {
         Some(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::expand::Surroundings;
+
+    fn need(tags: &str) -> Need {
+        let text = format!(
+            "{{version: 1, caches: {{c: {{url: 'redis://h', dialect: keys}}}}, rules: [{{table: t, {tags}}}]}}"
+        );
+        let rules = Rules::parse(vec![("r.yaml".into(), text.into())], &Surroundings::new(&|_| None, None)).unwrap();
+        let table = TableName { schema: "public".into(), name: "t".into() };
+        let column = |name: &str| Column { name: name.into(), generated: false, type_oid: 25 };
+        let columns = ["id", "a", "b", "c"].map(column);
+        Need::of(&rules, &BTreeSet::from([table]), &columns, true)
+    }
+
+    /// A trigger that was made for other rules will do if it skips no update that these look at.
+    #[test]
+    fn what_covers_what() {
+        let columns = ["id", "a", "b", "c"].map(|name| Column { name: name.into(), generated: false, type_oid: 25 });
+        let all = need("tags: ['t:<id>:<a>:<b>:<c>']");
+        let ignoring = need("ignore: [a], tags: ['t:<id>']");
+        let ignoring_two = need("ignore: [a, b], tags: ['t:<id>']");
+        let only = need("only: [a], tags: ['t:<id>']");
+        let both = need("tags: ['t:<id>', {tag: 'u:<id>', only: [a]}]");
+        assert_eq!(ignoring_two.counts, Some(Counts { rest: true, columns: BTreeSet::new() }));
+        assert_eq!(only.counts, Some(Counts { rest: false, columns: BTreeSet::from(["a".into()]) }));
+        assert_eq!(both.counts, None, "some rule looks at every update");
+        for (there, wanted, will_do) in [
+            (&ignoring, &ignoring, true),
+            (&ignoring_two, &ignoring, false),
+            (&ignoring, &ignoring_two, false),
+            (&only, &ignoring, false),
+            (&ignoring, &only, false),
+            (&both, &only, true),
+            (&all, &need("tags: ['t:<a>']"), true),
+            (&ignoring, &all, false),
+            (&need("events: [insert], tags: ['t:<id>']"), &need("tags: ['t:<id>']"), false),
+        ] {
+            assert_eq!(there.covers(wanted, &columns), will_do, "{there:?}\n{wanted:?}");
+        }
+        assert!(!all.covers(&need("tags: ['t:<id>']"), &columns[..3]), "`c` is gone, and no rule says so");
+        assert!(all.covers(&all, &columns[..3]), "`c` is gone, which the rules tell");
+    }
+}

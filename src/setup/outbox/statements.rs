@@ -26,6 +26,8 @@ pub fn apply(rules: &Rules, catalog: &Catalog, role: &Role) -> Vec<Statement> {
     let notify = if triggers.notify { NOTIFY } else { SILENT };
     if !triggers.installed || triggers.notifies != triggers.notify {
         statements.push(Statement::new(TABLES.replace("{notify}", notify)));
+    }
+    if !role.reads_outbox {
         let name = identifier(&role.name);
         statements.push(Statement::new(format!(
             "-- What the daemon needs: no table of the application's is read.\nGRANT USAGE ON SCHEMA waltag TO {name};\n\
