@@ -19,7 +19,7 @@ use super::masters::Masters;
 use super::slots;
 use crate::source::lsn::Lsn;
 
-/// KEYS[1] the hash; ARGV: expected owner and seq ('' where the field is missing), whether progress is forgotten, then
+/// `KEYS[1]` the hash; `ARGV`: expected owner and seq ('' where the field is missing), whether progress is forgotten, then
 /// fields and values. Answers 1, or the owner and seq that are there instead; then nothing was written.
 pub const COMPARE_AND_SET: &str = "\
 local m = redis.call('HMGET', KEYS[1], 'owner', 'seq') \
