@@ -57,6 +57,8 @@ pub struct Metrics {
     pub unconfirmed_wal: Gauge,
     /// WAL that the slot keeps, for whatever reason.
     pub retained_wal: Gauge,
+    /// Bytes of the outbox.
+    pub outbox: Gauge,
     /// Bytes that wait on their way to Redis.
     pub memory_used: Gauge,
     /// `--tag-memory`.
@@ -143,6 +145,7 @@ impl Default for Metrics {
                 Gauge::default()
             ),
             retained_wal: metric!("retained_wal_bytes", "WAL that the slot makes the server keep", Gauge::default()),
+            outbox: metric!("outbox_bytes", "Size of the outbox, what waits to be vacuumed included", Gauge::default()),
             memory_used: metric!("memory_used_bytes", "Bytes of tags on their way to Redis", Gauge::default()),
             memory_limit: metric!("memory_limit_bytes", "--tag-memory", Gauge::default()),
             fence_waiting: metric!("fence_waiting", "Transactions that readers do not see yet", Gauge::default()),

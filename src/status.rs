@@ -70,6 +70,8 @@ pub struct Source {
     pub retained_wal_bytes: i64,
     /// What may still be written before the server takes the slot's WAL away; none where it never does.
     pub safe_wal_bytes: Option<i64>,
+    /// Of an outbox: bytes of the table, those that wait to be vacuumed included.
+    pub outbox_bytes: Option<i64>,
     /// Why the server has invalidated the slot.
     pub invalidation_reason: Option<String>,
     /// The transaction that makes the server keep more than is unconfirmed.
@@ -128,11 +130,20 @@ impl Display for Status {
             writeln!(f, "  {code}: {}", message.replace('\n', "\n    "))?;
         }
         let Source { server, slot, publication, received, confirmed, .. } = source;
-        writeln!(f, "source  {server}, slot {slot}, publication {publication}")?;
-        writeln!(f, "        received {received}, confirmed {confirmed}")?;
-        let (behind, kept) = (size(source.unconfirmed_wal_bytes), size(source.retained_wal_bytes));
-        let safe = source.safe_wal_bytes.map_or(String::new(), |bytes| format!(", lost after {} more", size(bytes)));
-        writeln!(f, "        {behind} behind, the slot keeps {kept} of WAL ({}{safe})", source.wal_status)?;
+        match source.outbox_bytes {
+            Some(bytes) => {
+                writeln!(f, "source  {server}, outbox, instance {slot}")?;
+                writeln!(f, "        received {received}, confirmed {confirmed}, the table has {}", size(bytes))?;
+            }
+            None => {
+                writeln!(f, "source  {server}, slot {slot}, publication {publication}")?;
+                writeln!(f, "        received {received}, confirmed {confirmed}")?;
+                let (behind, kept) = (size(source.unconfirmed_wal_bytes), size(source.retained_wal_bytes));
+                let safe =
+                    source.safe_wal_bytes.map_or(String::new(), |bytes| format!(", lost after {} more", size(bytes)));
+                writeln!(f, "        {behind} behind, the slot keeps {kept} of WAL ({}{safe})", source.wal_status)?;
+            }
+        }
         if let Some(holder) = &source.wal_holder {
             writeln!(f, "        because of the oldest transaction, {holder}")?;
         }

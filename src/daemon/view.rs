@@ -50,6 +50,7 @@ impl Daemon {
         metrics.confirmed_lsn.set(flow.marked().unwrap_or_default().0 as i64);
         metrics.unconfirmed_wal.set(view.slot.unconfirmed);
         metrics.retained_wal.set(view.slot.retained);
+        metrics.outbox.set(view.slot.outbox.unwrap_or_default());
         metrics.slot_status(&view.slot.wal_status);
         metrics.memory_used.set(flow.size() as i64);
         metrics.memory_limit.set(self.settings.tag_memory as i64);
@@ -94,6 +95,7 @@ impl Daemon {
                 wal_status: self.view.slot.wal_status.clone(),
                 unconfirmed_wal_bytes: self.view.slot.unconfirmed,
                 retained_wal_bytes: self.view.slot.retained,
+                outbox_bytes: self.view.slot.outbox,
                 safe_wal_bytes: self.view.slot.safe,
                 invalidation_reason: self.view.slot.invalidated.clone(),
                 wal_holder: self.view.slot.holder.clone(),

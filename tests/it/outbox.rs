@@ -409,6 +409,11 @@ async fn a_transaction_is_waited_for() {
     succeed(&mut wait("20s"));
     assert!(is_gone(&cache, "a:1").await);
     assert_eq!(daemon.get("/wait?lsn=0/1").0, 400);
+    let status = || succeed(&mut world.waltag("waltag", &["status", "--listen", &listen]));
+    until("the status says how large the table is", || async { status().contains("outbox, instance waltag") }).await;
+    assert!(
+        daemon.get("/metrics").1.lines().any(|line| line.starts_with("waltag_outbox_bytes ") && !line.ends_with(" 0"))
+    );
 }
 
 /// A day without a daemon: nobody waits for it, and what was written down is made up for when it comes.

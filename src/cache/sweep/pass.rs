@@ -58,24 +58,22 @@ pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) ->
         return Ok(pass.swept);
     }
     let (matcher, glob) = (Matcher::new(&patterns), common_glob(&patterns));
-    // A key that moves to another master while both are looked at may be seen on neither. It moves one way: what a first pass missed has
-    // arrived before a second begins.
-    let mut again = false;
+    // A key that moves to another master while both are looked at may be seen on neither. As long as the slots lie and move as they do it
+    // goes one way: what a first pass missed has arrived before a second begins.
+    let mut last = None;
     loop {
         let before = pass.layout().await?;
         pass.everywhere(&glob, &matcher).await?;
         let after = pass.layout().await?;
-        if before == after && !after.is_moving {
+        let same = before == after;
+        if same && (!after.is_moving || last.as_ref() == Some(&after)) {
             break;
         }
         if before.is_growing || after.is_growing {
             let sentence = "slots move to a master that has none yet; the sweep begins again".into();
             return Err(Error { cache: cache.name.clone(), address: cache.address(), sentence, kind: Kind::Away });
         }
-        if again {
-            break;
-        }
-        again = true;
+        last = same.then_some(after);
         pass.masters = masters::open(cache, None).await?;
     }
     let nobody = Draw::new(cache).fill(b"");

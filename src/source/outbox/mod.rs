@@ -26,7 +26,8 @@ use self::shapes::Shapes;
 use super::endpoint::Endpoint;
 use super::lsn::Lsn;
 use super::replication::error::{Error, Kind};
-use super::session::{self, Session};
+use super::replication::slot::{Names, State};
+use super::session::{self, Session, Sql};
 use super::visibility::Snapshot;
 use super::{Hear, MESSAGES, Server, Source, Stream, deliver};
 use crate::cache::gap::Gap;
@@ -173,6 +174,11 @@ impl Stream for Outbox {
 
     fn wake(&mut self) {
         self.due = self.due.min(Instant::now());
+    }
+
+    async fn state(sql: Sql, _names: &Names) -> Result<Option<State>, session::Error> {
+        let size = sql.value("SELECT pg_total_relation_size('waltag.outbox')").await?;
+        Ok(Some(State { outbox: size.and_then(|text| text.parse().ok()), ..State::default() }))
     }
 
     async fn close(self, _limit: Duration) {}

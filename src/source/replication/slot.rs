@@ -114,6 +114,8 @@ pub struct State {
     pub invalidated: Option<String>,
     /// Who makes the server keep more than is unconfirmed.
     pub holder: Option<String>,
+    /// Bytes of the outbox, where one is read in place of a slot.
+    pub outbox: Option<i64>,
 }
 
 /// More than this beyond what is unconfirmed, and somebody holds it: the slot moves only every 15 s or so.
@@ -138,6 +140,7 @@ impl State {
             safe: number(3),
             invalidated: row.get(4).map(str::to_owned),
             holder: None,
+            outbox: None,
         };
         if state.retained - state.unconfirmed > HELD {
             state.holder = sql.value(OLDEST_WRITER).await?;
