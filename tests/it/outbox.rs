@@ -545,10 +545,14 @@ async fn a_stop_while_much_is_under_way() {
     daemon.wait_until_resynced();
     let sql = world.sql().await;
     signal(world.redis.pid().unwrap(), "STOP");
-    sql.batch_execute("INSERT INTO first_model SELECT n, '' FROM generate_series(1, 100000) n").await.unwrap();
+    sql.batch_execute("INSERT INTO first_model SELECT n, '' FROM generate_series(1, 300000) n").await.unwrap();
     let alive =
         "SELECT count(*) FROM waltag.progress WHERE at > (SELECT max(at) FROM waltag.outbox) + interval '3 seconds'";
     until("the daemon lives on", || async { count(&sql, alive).await == 1 }).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim_end_matches(" kB").trim();
+    println!("{peak} kB");
+    assert!(peak.parse::<u32>().unwrap() < 96 << 10, "{peak} kB: what waits stays in the table");
     assert_eq!(daemon.stop(), Some(0));
     signal(world.redis.pid().unwrap(), "CONT");
     assert_eq!(

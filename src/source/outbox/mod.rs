@@ -90,6 +90,9 @@ impl Stream for Outbox {
             if room && !self.frames.is_empty() {
                 return Ok(());
             }
+            if room && self.poll.wants_more() {
+                self.poll.go_on();
+            }
             let polling = self.poll.is_running() || self.shapes.is_running();
             tokio::select! {
                 biased;
@@ -114,6 +117,10 @@ impl Stream for Outbox {
             }
             if !self.poll.is_running() && !self.shapes.is_running() && self.poll.has_rows() {
                 self.build();
+                // The next page comes while this one is taken; without room it waits for it.
+                if room && self.poll.wants_more() {
+                    self.poll.go_on();
+                }
             }
         }
     }
@@ -192,8 +199,6 @@ impl Outbox {
         self.builder.build(&page, &self.shapes, begin, &mut self.frames);
         if self.poll.is_complete() {
             self.rested = Instant::now() + self.begun.elapsed();
-        } else {
-            self.poll.go_on();
         }
     }
 

@@ -93,6 +93,11 @@ impl Poll {
         self.page.is_some()
     }
 
+    /// Is there a next page to be asked for?
+    pub fn wants_more(&self) -> bool {
+        !self.complete && !self.is_running() && !self.has_rows()
+    }
+
     /// Were all its pages taken?
     pub fn is_complete(&self) -> bool {
         self.complete

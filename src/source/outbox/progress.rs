@@ -16,6 +16,8 @@ const AFTER_CONFIRMATION: Duration = Duration::from_millis(100);
 const SIGN: Duration = Duration::from_secs(1);
 /// A daemon that gives none for so long is gone.
 const LEASE: &str = "5 seconds";
+/// All rows are looked at this often.
+const WHOLE: Duration = Duration::from_secs(600);
 /// Seconds since 2020: with 32 bits behind them they fit until 2088.
 const MOMENT: &str = "(extract(epoch FROM clock_timestamp())::int8 - 1577836800)";
 /// Rows that one statement deletes.
@@ -54,6 +56,8 @@ pub struct Progress {
     /// all that a long transaction keeps from being vacuumed.
     written: String,
     deleted: Option<String>,
+    /// When it was from the very beginning: somebody may take away an instance that held rows back.
+    swept: Instant,
     running: Option<(Doing, Answer)>,
     last: Instant,
 }
@@ -105,6 +109,7 @@ impl Progress {
             deletable: true,
             written: row.get(1).unwrap_or_default().to_owned(),
             deleted: None,
+            swept: Instant::now(),
             running: None,
             last: Instant::now(),
         }))
@@ -167,7 +172,9 @@ impl Progress {
             Doing::Deleting => {
                 let deleted = rows.first().and_then(|row| row.get(0)).and_then(|text| text.parse::<usize>().ok());
                 self.deletable = deleted.unwrap_or_default() >= PORTION;
-                if !self.deletable {
+                if !self.deletable && self.swept.elapsed() > WHOLE {
+                    (self.deleted, self.swept) = (None, Instant::now());
+                } else if !self.deletable {
                     self.deleted = Some(self.written.clone());
                 }
                 Ok(())
