@@ -206,9 +206,12 @@ pub async fn read(session: &Sql, rules: &Rules, names: &Names) -> Result<Catalog
 async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, publication: &str) -> Result<(), Error> {
     catalog.begin = position(session).await?;
     let inserts = inserts_of(publication);
-    catalog.inserts = read_publication(session, &inserts, &["insert", "truncate"], catalog).await?;
-    let kinds = ["insert", "update", "delete", "truncate"];
-    catalog.publication = read_publication(session, publication, &kinds, catalog).await?;
+    // What a publication of this name says is no matter of an outbox.
+    if catalog.feed == Feed::Replication {
+        catalog.inserts = read_publication(session, &inserts, &["insert", "truncate"], catalog).await?;
+        let kinds = ["insert", "update", "delete", "truncate"];
+        catalog.publication = read_publication(session, publication, &kinds, catalog).await?;
+    }
     let mut tables: Vec<TableName> = rules.tables().into_iter().cloned().collect();
     if rules.has_patterns() {
         for row in session.rows(query::ALL_TABLES).await? {

@@ -561,3 +561,24 @@ async fn a_stop_while_much_is_under_way() {
         "nobody is at work any more"
     );
 }
+
+/// Publications of the same name are no matter of an outbox, whatever they leave out.
+#[tokio::test]
+async fn publications_beside_it() {
+    let world = world().await;
+    let publications = "CREATE PUBLICATION waltag FOR TABLE unrelated WITH (publish = 'insert'); CREATE PUBLICATION waltag_insert FOR TABLE unrelated";
+    world.sql().await.batch_execute(publications).await.unwrap();
+    world.setup(ONE);
+    let daemon = world.watched();
+    daemon.readyz(200);
+    let sql = world.sql().await;
+    let mut cache = world.cache(0).await;
+    fill(&mut cache, "a:1").await;
+    // Everything that a check would find has been found when the catalog is in force that shows another trigger.
+    sql.batch_execute("ALTER TABLE first_model DISABLE TRIGGER waltag_change; ALTER TABLE first_model ENABLE ALWAYS TRIGGER waltag_change")
+        .await
+        .unwrap();
+    until("the catalog was read again", || is_gone(&cache, "a:1")).await;
+    world.settled(&sql).await;
+    assert_eq!(daemon.log().matches("streaming").count(), 1, "{}", daemon.log());
+}
