@@ -159,7 +159,7 @@ impl Flow {
     /// In the log, everything that was handed over ends before this; positions of a source that is not the log say nothing of it.
     fn ends_before(&mut self, log: Lsn) {
         if self.fenced {
-            self.end = self.end.max(log);
+            self.logged_before(log);
         }
     }
 

@@ -8,7 +8,7 @@ use crate::quantity;
 use crate::rules::diagnostic::nearest;
 use crate::rules::expand::Surroundings;
 use crate::source::dsn::{self, Dsn};
-use crate::source::replication::slot::{Feed, Mode, Names};
+use crate::source::replication::slot::{Mode, Names};
 
 /// Names of the variables without `WALTAG_`; those that can hold a secret have a `_FILE` twin.
 const VARIABLES: [(&str, bool); 16] = [
@@ -202,13 +202,7 @@ impl Settings {
         }
         let lock_timeout = setting(&typed.lock_timeout, "LOCK_TIMEOUT", "2s")?;
         let lock_timeout = quantity::duration(&lock_timeout).map_err(wrong("--lock-timeout"))?;
-        let slot_mode = match (typed.slot_mode, environment.get("WALTAG_SLOT_MODE")) {
-            (Some(mode), _) => mode,
-            (None, None) => Mode::default(),
-            (None, Some(text)) => <Mode as clap::ValueEnum>::from_str(&text, false)
-                .map_err(|_| format!("`{text}` is none of permanent, temporary, failover"))
-                .map_err(wrong("WALTAG_SLOT_MODE"))?,
-        };
+        let slot_mode = word(typed.slot_mode, environment, "WALTAG_SLOT_MODE")?;
         let retained = setting(&typed.max_retained_wal, "MAX_RETAINED_WAL", "4GiB")?;
         let max_retained_wal = quantity::bytes(&retained).map_err(wrong("--max-retained-wal"))?;
         let rate = setting(&typed.resync_rate, "RESYNC_RATE", "off")?;
@@ -229,13 +223,7 @@ impl Settings {
         };
         let listen = typed.listen.clone().unwrap_or_else(|| environment.listen());
         let dsn = Dsn::parse(url.as_deref(), &|name| environment.get(name))?;
-        let feed = match (typed.source, environment.get("WALTAG_SOURCE")) {
-            (Some(feed), _) => feed,
-            (None, None) => Feed::default(),
-            (None, Some(text)) => <Feed as clap::ValueEnum>::from_str(&text, false)
-                .map_err(|_| format!("`{text}` is neither replication nor outbox"))
-                .map_err(wrong("WALTAG_SOURCE"))?,
-        };
+        let feed = word(typed.source, environment, "WALTAG_SOURCE")?;
         let poll = setting(&typed.poll, "POLL", "1s")?;
         let poll = quantity::duration(&poll).map_err(wrong("--poll"))?.max(SHORTEST_POLL);
         let no_listen = match environment.get("WALTAG_NO_LISTEN").as_deref() {
@@ -261,6 +249,20 @@ impl Settings {
             no_listen,
         })
     }
+}
+
+/// One of a few words: a flag, or its variable.
+fn word<T: clap::ValueEnum + Default>(typed: Option<T>, environment: &Environment, name: &str) -> Result<T, Error> {
+    let text = match (typed, environment.get(name)) {
+        (Some(typed), _) => return Ok(typed),
+        (None, None) => return Ok(T::default()),
+        (None, Some(text)) => text,
+    };
+    T::from_str(&text, false).map_err(|_| {
+        let words = T::value_variants().iter().filter_map(T::to_possible_value);
+        let words: Vec<String> = words.map(|word| word.get_name().to_owned()).collect();
+        Error::Value(name.to_owned(), format!("`{text}` is none of {}", words.join(", ")))
+    })
 }
 
 /// The log's form: needed before anything else, so that errors of the other settings are told in it.

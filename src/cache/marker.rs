@@ -70,6 +70,8 @@ pub struct Marker {
 /// One hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Place {
+    /// Its key: that of a witness is found by trying, thousands of times.
+    key: String,
     /// Of a witness.
     slot: Option<u16>,
     held: Held,
@@ -150,7 +152,7 @@ impl Marker {
     /// The marker `waltag:<system identifier>:<slot>:<cache>`; `owner` is random per process.
     pub fn new(system: &str, slot: &str, cache: &str, owner: &str, origin: Origin) -> Marker {
         let key = format!("waltag:{system}:{slot}:{cache}");
-        let places = vec![Place::default()];
+        let places = vec![Place { key: key.clone(), ..Place::default() }];
         Marker { key, owner: owner.to_owned(), origin, places, claimed: false, last: 0 }
     }
 
@@ -178,16 +180,20 @@ impl Marker {
         let mut first = None;
         let mut places = Vec::new();
         for (slot, found) in witnesses.chain([(None, found)]) {
-            let known = self.places.iter().find(|place| place.slot == slot).filter(|_| self.claimed && !jumped);
+            let place = self.places.iter().find(|place| place.slot == slot);
             // What the rules covered stands in the marker alone.
             let coverage = slot.is_none().then_some(coverage);
-            let gap = match known {
+            let gap = match place.filter(|_| self.claimed && !jumped) {
                 Some(place) => self.loss(&found, &place.held, confirmed, coverage),
                 None => self.gap(&found, confirmed, coverage),
             };
             first = first.or(gap);
             let held = Held { owner: found.owner.unwrap_or_default(), seq: found.seq.unwrap_or_default() };
-            places.push(Place { slot, held });
+            let key = match (place, slot) {
+                (None, Some(slot)) => witness_key(&self.key, slot),
+                (place, _) => place.map_or(&self.key, |place| &place.key).clone(),
+            };
+            places.push(Place { key, slot, held });
         }
         self.places = places;
         first
@@ -254,19 +260,14 @@ impl Marker {
             if let Some(Progress { first, done }) = progress {
                 fields.extend([("lsn", first.to_string()), ("done", done.to_string())]);
             }
-            let key = match place.slot {
-                Some(slot) => witness_key(&self.key, slot),
-                None => {
-                    let behind = behind.map(|behind| ("replicas", if behind { BEHIND } else { "" }.to_owned()));
-                    fields.extend(behind);
-                    fields.extend(rules.map(|rules| ("rules", rules.to_owned())));
-                    let witnesses: Vec<String> = self.witnesses().iter().map(u16::to_string).collect();
-                    fields.extend((!witnesses.is_empty()).then(|| ("witnesses", witnesses.join(" "))));
-                    self.key.clone()
-                }
-            };
+            if place.slot.is_none() {
+                fields.extend(behind.map(|behind| ("replicas", if behind { BEHIND } else { "" }.to_owned())));
+                fields.extend(rules.map(|rules| ("rules", rules.to_owned())));
+                let witnesses: Vec<String> = self.witnesses().iter().map(u16::to_string).collect();
+                fields.extend((!witnesses.is_empty()).then(|| ("witnesses", witnesses.join(" "))));
+            }
             let forget = if forget { "forget" } else { "keep" };
-            let head = ["EVALSHA", &SCRIPT_HASH, "1", &key, &place.held.owner, &place.held.seq, forget];
+            let head = ["EVALSHA", &SCRIPT_HASH, "1", &place.key, &place.held.owner, &place.held.seq, forget];
             let mut arguments: Vec<Vec<u8>> = head.map(|text| text.as_bytes().to_vec()).into();
             arguments.extend(fields.into_iter().flat_map(|(name, value)| [name.into(), value.into_bytes()]));
             // Behind the witnesses.

@@ -23,6 +23,9 @@ pub(crate) use writing::{constant, plain, written};
 /// Starts the names of columns of which only is known whether they changed.
 pub const WATCHED: char = '\u{1}';
 
+/// Stands for all columns that were not sent; none can be called so.
+pub const REST: &str = "";
+
 /// A column of the relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {

@@ -184,16 +184,22 @@ fn role_statements(role: &Role) -> Vec<Statement> {
         true => format!("ALTER ROLE {name} LOGIN;\nGRANT rds_replication TO {name};"),
         false => format!("ALTER ROLE {name} LOGIN REPLICATION;"),
     };
+    let mut create = ROLE.replace("{role}", &name);
+    if role.by_membership {
+        create = create.replace(" LOGIN REPLICATION;", &format!(" LOGIN;\nGRANT rds_replication TO {name};"));
+    }
+    for_role(role, create, &replication)
+}
+
+/// Makes the role, and marks it as made by setup; or gives it what it lacks.
+pub(super) fn for_role(role: &Role, create: String, alter: &str) -> Vec<Statement> {
     match role.state {
         RoleState::Missing => {
-            let mut create = ROLE.replace("{role}", &name);
-            if role.by_membership {
-                create = create.replace(" LOGIN REPLICATION;", &format!(" LOGIN;\nGRANT rds_replication TO {name};"));
-            }
-            let comment = format!("COMMENT ON ROLE {name} IS {};", literal(&format!("{MARK}role")).trim());
+            let (name, comment) = (identifier(&role.name), literal(&format!("{MARK}role")));
+            let comment = format!("COMMENT ON ROLE {name} IS {};", comment.trim());
             vec![Statement::new(create), Statement::new(comment)]
         }
-        RoleState::Unfit => vec![Statement::new(format!("-- What the daemon logs in with.\n{replication}"))],
+        RoleState::Unfit => vec![Statement::new(format!("-- What the daemon logs in with.\n{alter}"))],
         RoleState::Fit | RoleState::Ours => Vec::new(),
     }
 }

@@ -1,5 +1,6 @@
 //! `waltag.invalidate` and `waltag.invalidate_in`: tags from SQL, on the way that the changes take.
 
+use super::outbox::statements::NOTIFY;
 use super::statements::{MARK, Statement};
 use crate::source::replication::slot::Feed;
 use crate::source::session::{Error, Sql, literal};
@@ -37,12 +38,8 @@ impl Tags {
             }
             (Feed::Outbox, notify) => {
                 let row = "INSERT INTO waltag.outbox (relation, root, kind, names) VALUES (0, 0, 'm', ARRAY[content]);";
-                let wake = if notify {
-                    "\n    IF current_setting('max_prepared_transactions') = '0' THEN\n      PERFORM pg_notify('waltag', '');\n    END IF;"
-                } else {
-                    ""
-                };
-                (if notify { "outbox" } else { "outbox, polled" }, "SECURITY DEFINER", format!("{row}{wake}"))
+                let (how, wake) = if notify { ("outbox", NOTIFY) } else { ("outbox, polled", "") };
+                (how, "SECURITY DEFINER", format!("{row}\n  {wake}"))
             }
         };
         let comment = format!("{MARK}tags by {how}");

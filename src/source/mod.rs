@@ -3,9 +3,6 @@
 //! [`dsn`] -> [`endpoint`] -> a SQL [`session`] and a [`replication`] stream to the same server; [`visibility`] says which
 //! transactions readers see.
 
-/// Prefix of our messages in the log. Any role can send one.
-pub const PREFIX: &str = "waltag";
-
 pub mod clock;
 pub mod dsn;
 mod dsn_defaults;
@@ -21,14 +18,21 @@ pub mod visibility;
 
 use std::time::Duration;
 
+use self::dsn::Dsn;
+use self::endpoint::Endpoint;
 use self::lsn::Lsn;
-use self::replication::error::Error;
+use self::replication::error::{Error, Kind};
 use self::replication::pgoutput::Message;
 use self::replication::slot::{Names, State};
 use self::session::{Session, Sql};
 use self::visibility::Snapshot;
 use crate::flow::Flow;
 use crate::settings::Settings;
+
+/// Prefix of our messages in the log. Any role can send one.
+pub const PREFIX: &str = "waltag";
+/// Messages that are handed over without looking at anything else: bounds how late a reply of Redis is seen.
+const MESSAGES: usize = 256;
 
 /// Which server, and in what life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +137,21 @@ pub trait Stream: Sized {
     async fn close(self, limit: Duration);
 }
 
+/// The first host that is fit. With several, one that is away may be the primary: then waiting helps.
+async fn first_fit<T>(dsn: &Dsn, open: impl AsyncFn(&Endpoint) -> Result<T, Error>) -> Result<T, Error> {
+    let mut worst: Option<Error> = None;
+    for endpoint in dsn.endpoints() {
+        match open(endpoint).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) if worst.as_ref().is_none_or(|worst| matches!(worst.kind, Kind::Permanent(_))) => {
+                worst = Some(error);
+            }
+            Err(_) => {}
+        }
+    }
+    Err(worst.unwrap_or_else(|| Error::away("the database URL names no host")))
+}
+
 /// Hands a message over. The SQL session is only asked when a relation is described.
 pub async fn deliver(
     data: &[u8],
@@ -152,6 +171,3 @@ pub async fn deliver(
     }
     flow.take(&message).map_err(|error| Error::away(error.to_string()))
 }
-
-/// Messages that are handed over without looking at anything else: bounds how late a reply of Redis is seen.
-pub const MESSAGES: usize = 256;

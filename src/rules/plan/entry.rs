@@ -15,7 +15,7 @@ use super::changes::BoundChanges;
 use super::row::WholeRow;
 use super::unlisted::Bound;
 use super::writing::{Writing, cell, constant, patched};
-use super::{Cell, Change, Column, Side, WATCHED};
+use super::{Cell, Change, Column, REST, Side, WATCHED};
 use crate::cache::Cache;
 use crate::tags::{Stale, Tags};
 
@@ -71,7 +71,7 @@ impl Entry {
             let columns = columns
                 .iter()
                 .enumerate()
-                .filter(|(_, column)| !column.name.is_empty() && !column.name.starts_with(WATCHED));
+                .filter(|(_, column)| column.name != REST && !column.name.starts_with(WATCHED));
             let columns = columns.map(|(at, column)| (column.name.clone(), at, column.type_oid)).collect();
             pieces.push(Piece::Row(WholeRow { columns, texts: cache.takes_texts(), style }));
             within_key = false;

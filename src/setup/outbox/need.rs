@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::rules::events::{EVENTS, Events};
+use crate::rules::events::{EVENTS, Event};
 use crate::rules::tables::TableName;
 use crate::rules::{Rules, Tag};
 use crate::setup::catalog::Column;
@@ -44,14 +44,11 @@ pub struct Counts {
 impl Need {
     /// Of the rules of `tables`, for a relation with these columns.
     pub fn of(rules: &Rules, tables: &BTreeSet<TableName>, columns: &[Column], notifies: bool) -> Need {
-        let (mut need, mut events) =
-            (Need { form: FORM, notifies, counts: Some(Counts::default()), ..Need::default() }, Events::NONE);
+        let mut need = Need { form: FORM, notifies, counts: Some(Counts::default()), ..Need::default() };
         let rules: Vec<_> = tables.iter().flat_map(|table| rules.of_table(table)).collect();
         for (rule, tag) in rules.iter().flat_map(|rule| rule.tags.iter().map(move |tag| (rule, tag))) {
-            events = EVENTS
-                .iter()
-                .filter(|(event, _)| tag.events.contains(*event))
-                .fold(events, |all, (event, _)| all.with(*event));
+            let events = EVENTS.iter().filter(|(event, _)| tag.events.contains(*event));
+            need.events.extend(events.map(|(_, name)| (*name).to_owned()));
             need.whole |= tag.template.is_row();
             need.watched.extend(tag.changes.iter().flat_map(|changes| &changes.columns).map(|(_, name)| name.clone()));
             columns_of(rule, tag, false, |_, column| need.columns.extend([column.to_owned()]));
@@ -63,8 +60,6 @@ impl Need {
         for tag in rules.iter().flat_map(|rule| &rule.tags) {
             need.counts = need.counts.take().and_then(|counts| counts.and(tag, &need.watched));
         }
-        need.events =
-            EVENTS.iter().filter(|(event, _)| events.contains(*event)).map(|(_, name)| (*name).to_owned()).collect();
         need
     }
 
@@ -96,7 +91,7 @@ impl Need {
 impl Counts {
     /// With what counts for one more tag; nothing if every update does. A tag with several lists passes all of them, so one will do.
     fn and(mut self, tag: &Tag, watched: &BTreeSet<String>) -> Option<Counts> {
-        if !tag.events.contains(crate::rules::events::Event::Update) {
+        if !tag.events.contains(Event::Update) {
             return Some(self);
         }
         let changes = tag.changes.first()?;

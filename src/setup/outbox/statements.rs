@@ -4,20 +4,18 @@ use super::carriers::Carrier;
 use super::need::{Counts, Need};
 use super::triggers::{CHANGE, TRUNCATE, Trigger, Triggers};
 use crate::rules::Rules;
-use crate::rules::plan::WATCHED;
+use crate::rules::plan::{REST, WATCHED};
 use crate::setup::catalog::Catalog;
-use crate::setup::statements::{MARK, Role, RoleState, Statement};
+use crate::setup::statements::{MARK, Role, RoleState, Statement, for_role};
 use crate::source::session::{identifier, literal};
 
 const TABLES: &str = include_str!("../../../migrations/outbox.sql");
 const CHANGED: &str = include_str!("../../../migrations/outbox_changed.sql");
 /// The wake-up: one for each transaction, however often it is asked for. It would make PREPARE TRANSACTION fail.
-const NOTIFY: &str =
+pub(in crate::setup) const NOTIFY: &str =
     "IF current_setting('max_prepared_transactions') = '0' THEN\n    PERFORM pg_notify('waltag', '');\n  END IF;";
 /// Without: a comment that says why.
 const SILENT: &str = "-- Nobody is notified: the daemon polls.";
-/// Of an identity that says nothing of the columns that are not written down.
-pub const REST: &str = "";
 
 /// Statements, in order, so that `rules` work; what no rule needs any more goes.
 pub fn apply(rules: &Rules, catalog: &Catalog, role: &Role) -> Vec<Statement> {
@@ -242,19 +240,10 @@ impl Need {
 
 fn role_statements(role: &Role) -> Vec<Statement> {
     let name = identifier(&role.name);
-    match role.state {
-        RoleState::Missing => {
-            let comment = literal(&format!("{MARK}role"));
-            vec![
-                Statement::new(format!(
-                    "-- The daemon's role. It has no password; give it one with \\password, or let pg_hba.conf decide.\nCREATE ROLE {name} LOGIN;"
-                )),
-                Statement::new(format!("COMMENT ON ROLE {name} IS {};", comment.trim())),
-            ]
-        }
-        RoleState::Unfit => vec![Statement::new(format!("-- What the daemon logs in with.\nALTER ROLE {name} LOGIN;"))],
-        RoleState::Fit | RoleState::Ours => Vec::new(),
-    }
+    let create = format!(
+        "-- The daemon's role. It has no password; give it one with \\password, or let pg_hba.conf decide.\nCREATE ROLE {name} LOGIN;"
+    );
+    for_role(role, create, &format!("ALTER ROLE {name} LOGIN;"))
 }
 
 /// Statements, in order, that take everything away.

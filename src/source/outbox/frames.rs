@@ -4,11 +4,9 @@ use std::collections::{HashMap, VecDeque};
 
 use super::poll::{Page, Row, WITHIN};
 use super::shapes::{Shape, Shapes};
+use crate::rules::plan::REST;
 use crate::source::PREFIX;
 use crate::source::lsn::Lsn;
-
-/// Stands for all columns that are not written down; no column can be called so.
-const REST: &str = "";
 
 /// What arrives.
 pub enum Frame {
@@ -40,7 +38,7 @@ pub struct Builder {
 
 impl Builder {
     /// Appends the messages of a page; `begin` is the position of its poll. A transaction that is not complete goes on in the next page.
-    pub fn build(&mut self, page: &Page, shapes: &Shapes, begin: Lsn, out: &mut VecDeque<Frame>) {
+    pub fn build(&mut self, page: Page, shapes: &Shapes, begin: Lsn, out: &mut VecDeque<Frame>) {
         if let Some(log) = page.first.filter(|_| !page.rows.is_empty()) {
             out.push_back(Frame::Logged(log));
         }
@@ -48,7 +46,7 @@ impl Builder {
             self.open = None;
             self.transactions = 0;
         }
-        for row in &page.rows {
+        for row in page.rows {
             if self.open.is_some_and(|(open, _)| open != row.xid) {
                 self.commit(out);
             }
@@ -64,10 +62,10 @@ impl Builder {
             }
             self.changes(row, shapes, out);
         }
-        if let Some(snapshot) = &page.complete {
+        if let Some(snapshot) = page.complete {
             self.commit(out);
             let position = Lsn(begin.0 | ((1 << WITHIN) - 1));
-            out.push_back(Frame::Complete { snapshot: snapshot.clone(), position });
+            out.push_back(Frame::Complete { snapshot, position });
         }
     }
 
@@ -80,7 +78,7 @@ impl Builder {
         out.push_back(Frame::Data(data));
     }
 
-    fn changes(&mut self, row: &Row, shapes: &Shapes, out: &mut VecDeque<Frame>) {
+    fn changes(&mut self, row: Row, shapes: &Shapes, out: &mut VecDeque<Frame>) {
         if row.kind == b'm' {
             let content = row.names.first().map(String::as_bytes).unwrap_or_default();
             let mut data = vec![b'M', 1];
@@ -91,23 +89,24 @@ impl Builder {
             out.push_back(Frame::Data(data));
             return;
         }
-        let Some(shape) = shapes.of(row.relation, row.root).cloned() else {
+        let Some(shape) = shapes.of(row.relation, row.root) else {
             out.push_back(Frame::Lost);
             return;
         };
-        let mut names = row.names.clone();
+        let mut names = row.names;
+        let compared = names.last().is_some_and(|last| last == REST);
         match row.kind {
             b't' => names = shape.columns.iter().map(|(name, _)| name.clone()).collect(),
             // Nothing is known of it but that it happened.
             kind if !matches!(kind, b'i' | b'u' | b'd') => names.clear(),
             // What was not compared may have changed.
-            _ if names.last().is_none_or(|last| last != REST) => names.push(REST.into()),
+            _ if !compared => names.push(REST.into()),
             _ => {}
         }
-        self.describe(row.relation, &shape, &names, out);
+        self.describe(row.relation, shape, &names, out);
         let relation = row.relation.to_be_bytes();
         let data = |kind: u8, rest: &[u8]| Frame::Data([&[kind], &relation[..], rest].concat());
-        let (compared, width) = (row.names.last().is_some_and(|last| last == REST), names.len());
+        let width = names.len();
         let tuple = |mark: u8, values: Option<&Vec<Option<String>>>| tuple(mark, values, width, compared);
         let (old, new) = (row.old.as_ref(), row.new.as_ref());
         match row.kind {

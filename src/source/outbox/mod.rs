@@ -26,10 +26,10 @@ use self::shapes::Shapes;
 use super::endpoint::Endpoint;
 use super::lsn::Lsn;
 use super::replication::error::{Error, Kind};
-use super::replication::slot::{Names, State};
+use super::replication::slot::{Names, State, verify_primary};
 use super::session::{self, Session, Sql};
 use super::visibility::Snapshot;
-use super::{Hear, MESSAGES, Server, Source, Stream, deliver};
+use super::{Hear, MESSAGES, Server, Source, Stream, deliver, first_fit};
 use crate::cache::gap::Gap;
 use crate::exit::Exit;
 use crate::flow::Flow;
@@ -67,17 +67,7 @@ impl Stream for Outbox {
     const LOGGED: bool = false;
 
     async fn open(settings: &Settings, _renew: bool, owner: &str) -> Result<Source<Outbox>, Error> {
-        let mut worst: Option<Error> = None;
-        for endpoint in settings.dsn.endpoints() {
-            match open_at(endpoint, settings, owner).await {
-                Ok(source) => return Ok(source),
-                Err(error) if worst.as_ref().is_none_or(|worst| matches!(worst.kind, Kind::Permanent(_))) => {
-                    worst = Some(error);
-                }
-                Err(_) => {}
-            }
-        }
-        Err(worst.unwrap_or_else(|| Error::away("the database URL names no host")))
+        first_fit(&settings.dsn, async |endpoint| open_at(endpoint, settings, owner).await).await
     }
 
     async fn start(&mut self, _session: &Session, _settings: &Settings, received: Lsn) -> Result<Lsn, Error> {
@@ -196,7 +186,7 @@ impl Outbox {
     fn build(&mut self) {
         let begin = self.poll.position();
         let page = self.poll.take_page();
-        self.builder.build(&page, &self.shapes, begin, &mut self.frames);
+        self.builder.build(page, &self.shapes, begin, &mut self.frames);
         if self.poll.is_complete() {
             self.rested = Instant::now() + self.begun.elapsed();
         }
@@ -236,14 +226,7 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
     let rows = session.rows(query).await.map_err(failed)?;
     let field = |index: usize| rows.first().and_then(|row| row.get(index)).unwrap_or_default();
     let config = |sentence: String| Err(Error::permanent(Exit::Config, sentence));
-    if field(0).parse::<u32>().unwrap_or_default() < 140_000 {
-        return config(format!("PostgreSQL at {place} is older than 14, the oldest that waltag reads from"));
-    }
-    if field(1) == "t" {
-        return config(format!(
-            "{place} is a hot standby; waltag reads from the primary. Let WALTAG_DATABASE_URL name it, or list all hosts."
-        ));
-    }
+    let version = verify_primary(field(0), field(1), &place)?;
     if field(3) == "SQL_ASCII" {
         return config(format!(
             "the database at {place} is SQL_ASCII: nobody knows which characters its texts are made of"
@@ -254,7 +237,6 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
             "there is no outbox in this database at {place}; create it with `waltag setup --source outbox --apply` as the database's owner"
         ));
     }
-    let version = field(0).parse().unwrap_or_default();
     // `pg_control_checkpoint()` lags behind a promotion; a file name does not.
     // A slot belongs to a server, an outbox to a database.
     let query = "SELECT concat(system_identifier, '.', (SELECT oid FROM pg_database WHERE datname = current_database())), ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int, \

@@ -18,14 +18,14 @@ use super::dsn::Dsn;
 use super::endpoint::Endpoint;
 use super::lsn::Lsn;
 use super::session::{self, PINNED, Session, Sql, UNLIMITED, identifier, literal};
-use super::{Hear, MESSAGES, Server, Source, Stream, deliver};
+use super::{Hear, MESSAGES, Server, Source, Stream, deliver, first_fit};
 use crate::cache::gap::Gap;
 use crate::exit::Exit;
 use crate::flow::Flow;
 use crate::settings::Settings;
 use connection::{Connection, Frame};
 use creation::Wish;
-use error::{Error, Kind};
+use error::Error;
 use feedback::Feedback;
 use slot::{Mode, Names, State};
 
@@ -67,18 +67,7 @@ pub async fn open(
     lock_timeout: Duration,
     which: Which,
 ) -> Result<Source<Replication>, Error> {
-    let mut worst: Option<Error> = None;
-    for endpoint in dsn.endpoints() {
-        match open_at(endpoint, names, lock_timeout, which).await {
-            Ok(source) => return Ok(source),
-            // With several hosts, one that is away may be the primary: then waiting helps.
-            Err(error) if worst.as_ref().is_none_or(|worst| matches!(worst.kind, Kind::Permanent(_))) => {
-                worst = Some(error);
-            }
-            Err(_) => {}
-        }
-    }
-    Err(worst.unwrap_or_else(|| Error::away("the database URL names no host")))
+    first_fit(dsn, async |endpoint| open_at(endpoint, names, lock_timeout, which).await).await
 }
 
 async fn open_at(

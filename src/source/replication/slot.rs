@@ -57,19 +57,26 @@ pub async fn verify_server(session: &Session, names: &Names, place: &str) -> Res
     let row = rows.first().ok_or_else(|| Error::away("the server did not answer"))?;
     let field = |index: usize| row.get(index).unwrap_or_default();
     let config = |sentence: String| Err(Error::permanent(Exit::Config, sentence));
-    let version = field(0).parse::<u32>().unwrap_or_default();
-    if version < 140_000 {
-        return config(format!("PostgreSQL at {place} is older than 14, the oldest that waltag reads from"));
-    }
-    if field(1) == "t" {
-        return config(format!(
-            "{place} is a hot standby; waltag reads from the primary (a standby does not know which transactions its primary still hides). Let WALTAG_DATABASE_URL name the primary, or list all hosts."
-        ));
-    }
+    let version = verify_primary(field(0), field(1), place)?;
     if field(2) != "logical" {
         return config(format!("{place} runs with wal_level = {}. {WAL_LEVEL}", field(2)));
     }
     verify_not_synchronous(field(3), &names.slot)?;
+    Ok(version)
+}
+
+/// A server that is new enough and no standby, by its `server_version_num` and `pg_is_in_recovery()`; its version.
+pub fn verify_primary(version: &str, standby: &str, place: &str) -> Result<u32, Error> {
+    let config = |sentence: String| Err(Error::permanent(Exit::Config, sentence));
+    let version = version.parse::<u32>().unwrap_or_default();
+    if version < 140_000 {
+        return config(format!("PostgreSQL at {place} is older than 14, the oldest that waltag reads from"));
+    }
+    if standby == "t" {
+        return config(format!(
+            "{place} is a hot standby; waltag reads from the primary (a standby does not know which transactions its primary still hides). Let WALTAG_DATABASE_URL name the primary, or list all hosts."
+        ));
+    }
     Ok(version)
 }
 
