@@ -4,6 +4,8 @@ use std::fmt::{self, Display};
 
 use serde::{Deserialize, Serialize};
 
+use crate::source::replication::slot::Feed;
+
 /// Everything that can be asked for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -52,6 +54,8 @@ pub struct Reason {
 /// The source.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
+    /// A slot, or an outbox.
+    pub kind: Feed,
     /// Host and port.
     pub server: String,
     /// The slot.
@@ -129,13 +133,16 @@ impl Display for Status {
         for Reason { code, message } in reasons {
             writeln!(f, "  {code}: {}", message.replace('\n', "\n    "))?;
         }
-        let Source { server, slot, publication, received, confirmed, .. } = source;
-        match source.outbox_bytes {
-            Some(bytes) => {
+        let Source { kind, server, slot, publication, received, .. } = source;
+        let confirmed = if source.confirmed.is_empty() { "nothing yet" } else { &source.confirmed };
+        match kind {
+            Feed::Outbox => {
+                let bytes =
+                    source.outbox_bytes.map_or(String::new(), |bytes| format!(", the table has {}", size(bytes)));
                 writeln!(f, "source  {server}, outbox, instance {slot}")?;
-                writeln!(f, "        received {received}, confirmed {confirmed}, the table has {}", size(bytes))?;
+                writeln!(f, "        received {received}, confirmed {confirmed}{bytes}")?;
             }
-            None => {
+            Feed::Replication => {
                 writeln!(f, "source  {server}, slot {slot}, publication {publication}")?;
                 writeln!(f, "        received {received}, confirmed {confirmed}")?;
                 let (behind, kept) = (size(source.unconfirmed_wal_bytes), size(source.retained_wal_bytes));

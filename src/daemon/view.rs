@@ -87,6 +87,7 @@ impl Daemon {
             state: self.view.state,
             reasons: self.reasons(&caches),
             source: Source {
+                kind: names.feed,
                 server: self.view.place.clone(),
                 slot: names.slot.clone(),
                 publication: names.publication.clone(),

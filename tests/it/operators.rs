@@ -69,11 +69,13 @@ async fn status_of_a_daemon() {
         command
     };
     let text = crate::support::succeed(&mut status(&["status"]));
-    for part in ["ready, streaming", "slot waltag, publication waltag", "cache   default: up, keys at 127.0.0.1:"] {
+    let source = if outbox() { "outbox, instance waltag" } else { "slot waltag, publication waltag" };
+    for part in ["ready, streaming", source, "cache   default: up, keys at 127.0.0.1:"] {
         assert!(text.contains(part), "{text}");
     }
     let json: serde_json::Value =
         serde_json::from_str(&crate::support::succeed(&mut status(&["status", "--json"]))).unwrap();
+    assert_eq!(json["source"]["kind"], crate::support::source());
     assert_eq!((&json["state"], &json["caches"][1]["state"]), (&"streaming".into(), &"up".into()));
     signal(world.redis.pid().unwrap(), "STOP");
     world.sql().await.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();

@@ -32,7 +32,8 @@ pub struct Names {
 }
 
 /// Where changes come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Feed {
     /// Logical replication, by a slot and a publication.
     #[default]
