@@ -315,7 +315,9 @@ impl Lane {
 
     /// Works on; ready when there is something to tell.
     pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Event> {
-        if self.connection.is_none()
+        // One that only connects anew is not away: what arrives meanwhile finds room, or the reader stops for that moment.
+        if self.away_since.is_some()
+            && self.connection.is_none()
             && self.share.is_some_and(|share| self.next.tags.size() > share)
             && let Some(event) = self.detach("more tags wait than its share of --tag-memory holds")
         {

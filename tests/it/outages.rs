@@ -179,6 +179,31 @@ async fn the_walsender_is_terminated_again_and_again() {
     load.must_end_well(&world, true).await;
 }
 
+/// While a backlog arrives faster than a connection to Redis is made, the cache is not away: nothing of it is dropped, nothing swept.
+#[tokio::test]
+async fn a_backlog_detaches_nobody() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let start = || world.start(world.waltag("waltag", &["run"]).env("WALTAG_TAG_MEMORY", "1MiB"));
+    let daemon = start();
+    daemon.wait_for(" ready ");
+    daemon.wait_until_resynced();
+    let sql = world.sql().await;
+    world.settled(&sql).await;
+    assert_eq!(daemon.stop(), Some(0));
+    // Each row by a transaction of its own; three times what a cache's share of the memory holds.
+    let rows = "DO $$ BEGIN FOR n IN 1..30000 LOOP INSERT INTO first_model VALUES (n); COMMIT; END LOOP; END $$";
+    sql.batch_execute(rows).await.unwrap();
+    let mut cache = world.cache(1).await;
+    for key in ["FirstModel.pk:1", "FirstModel.pk:30000", UNCHANGED] {
+        redis::cmd("SET").arg(key).arg("cached").exec_async(&mut cache).await.unwrap();
+    }
+    let daemon = start();
+    world.settled(&sql).await;
+    let left: Vec<String> = redis::cmd("KEYS").arg("FirstModel*").query_async(&mut cache).await.unwrap();
+    assert_eq!((left, daemon.log().matches("detached").count()), (vec![UNCHANGED.to_owned()], 0), "{}", daemon.log());
+}
+
 /// A private network for the daemon; the servers keep the side of the host.
 struct Network;
 
