@@ -99,7 +99,7 @@ fn certificate(said: &str) -> String {
 }
 
 /// ACL rules that the daemon needs for the dialects it speaks.
-pub const PERMISSIONS: &str = "+hello +auth +ping +select +hmget +hset +hdel +time +eval +evalsha +script|load +unlink +set +scan on its keys and ~waltag:*; dialects with times, counters, sets or a bus also +get +hget +hrandfield +hscan +pttl +pexpire +incr +smembers +sscan +zscan +srem +zrem +publish and &its channels; a Cluster also +cluster|slots +cluster|nodes +asking";
+pub const PERMISSIONS: &str = "+hello +auth +ping +select +hmget +hset +hdel +time +eval +evalsha +script|load +unlink +set +scan on its keys and ~waltag:*; dialects with times, counters, sets or a bus also +get +hget +hrandfield +hscan +pttl +pexpire +incr +smembers +sscan +zscan +srem +zrem +publish and &its channels; a Cluster also +cluster|slots +cluster|nodes +asking; behind Sentinels also +role, for wait_replicas also +wait";
 
 /// What passes by itself, within the error of a script.
 const WRAPPED: [&str; 6] = ["-READONLY", "-MISCONF", "-NOREPLICAS", "-LOADING", "-MASTERDOWN", "-CLUSTERDOWN"];

@@ -102,7 +102,10 @@ fn after_this_turn(masters: &Masters, owed: &mut Vec<Owed>) -> Vec<Owed> {
 
 /// One pipeline for one master: an answer for each command.
 async fn ask(masters: &Masters, node: usize, list: &[Owed]) -> RedisResult<Vec<Value>> {
-    let (false, Some(mut connection)) = (list.is_empty(), masters.connection(node)) else { return Ok(Vec::new()) };
+    if list.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut connection = masters.connection(node)?;
     let mut pipeline = redis::Pipeline::with_capacity(list.len());
     pipeline.ignore_errors();
     for one in list {

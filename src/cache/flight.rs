@@ -21,8 +21,8 @@ pub(super) enum Outcome {
     Connected(Box<(Masters, Found)>),
     /// The claim was answered.
     Claimed(Result<Vec<Value>, Error>),
-    /// The batch that was sent, and what was answered.
-    Landed { batch: Batch, replies: Replies, result: Result<(), Error> },
+    /// The batch that was sent, and what was answered; with `wait_replicas`, how many replicas have the marker and all that came before it.
+    Landed { batch: Batch, replies: Replies, replicas: Option<u8>, result: Result<(), Error> },
     /// No connection.
     Failed(Error),
     /// A wait is over.
@@ -48,15 +48,22 @@ pub(super) async fn claim(cache: Cache, mut masters: Masters, write: Vec<Command
     Outcome::Claimed(result.map(|()| replies.markers))
 }
 
-/// Sends a marker and a batch in slices, looking at every reply.
+/// Sends a marker and a batch in slices, looking at every reply; replicas are waited for behind a marker.
 pub(super) async fn flight(cache: Cache, mut masters: Masters, marker: Vec<Command>, batch: Batch) -> Outcome {
     let (mut replies, mut result) = (Replies::default(), Ok(()));
     let mut tags = batch.tags.iter().peekable();
-    let mut head = marker;
+    let (mut head, mut replicas) = (marker, None);
     while result.is_ok() && (!head.is_empty() || tags.peek().is_some()) {
         let slice = tags.by_ref().take(SLICE).flat_map(|tag| commands(&cache, tag, Draw::new(&cache))).collect();
         result = exchange(&cache, &mut masters, std::mem::take(&mut head), slice, &mut replies).await;
     }
     drop(tags);
-    Outcome::Landed { batch, replies, result }
+    // Replicas take everything in one order, whichever connection it came by: sweeps are behind the marker as well.
+    if result.is_ok() && cache.wait_replicas > 0 && !replies.markers.is_empty() {
+        match masters.replicated(cache.wait_replicas).await {
+            Ok(count) => replicas = Some(count),
+            Err(error) => result = Err(Error::new(&cache, &error)),
+        }
+    }
+    Outcome::Landed { batch, replies, replicas, result }
 }

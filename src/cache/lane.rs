@@ -72,6 +72,8 @@ pub struct Lane {
     paused: bool,
     /// Redis was full at the last marker.
     full: bool,
+    /// Too few replicas of Redis have what was sent: since when, and how many have it.
+    behind: Option<(Instant, u8)>,
     /// Bytes that may wait while others have room; `None` for the only lane, which makes the reader stop instead.
     share: Option<usize>,
     away_since: Option<Instant>,
@@ -140,6 +142,8 @@ pub enum Event {
     Refused(Gap),
     /// Redis is full; only deletions go through.
     Full,
+    /// Fewer replicas of Redis than `wait_replicas` have what was sent.
+    Behind(u8),
     /// Commands that will never work were counted and passed over.
     Futile(u64, Error),
     /// Changes may have been missed: everything that the rules can reach goes stale.
@@ -178,6 +182,7 @@ impl Lane {
             asleep: None,
             paused: false,
             full: false,
+            behind: None,
             share: (!alone).then_some(share),
             away_since: None,
             attachment: Attachment::Attached,
@@ -278,6 +283,11 @@ impl Lane {
     /// Is Redis full?
     pub fn is_full(&self) -> bool {
         self.full
+    }
+
+    /// How many replicas of Redis have what was sent, if they are too few.
+    pub fn replicas_behind(&self) -> Option<u8> {
+        self.behind.map(|(_, count)| count)
     }
 
     /// Does it hold back the position?

@@ -1,34 +1,54 @@
-//! Where the Redis of a cache is: one server, or the nodes by which a Cluster is found.
+//! Where the Redis of a cache is: one server, the nodes by which a Cluster is found, or the Sentinels that know the master.
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
 /// How a URL is written.
-pub const FORMS: &str = "write redis://[user:password@]host:6379/DB, rediss:// for TLS, redis+unix:///path/redis.sock?db=DB, or redis+cluster://host:6379,host:6379 (rediss+cluster://) for a Cluster";
-
-/// Schemes of a Cluster, and of its nodes.
-const CLUSTERS: [(&str, &str); 2] = [("redis+cluster", "redis"), ("rediss+cluster", "rediss")];
+pub const FORMS: &str = "write redis://[user:password@]host:6379/DB, rediss:// for TLS, redis+unix:///path/redis.sock?db=DB, redis+cluster://host:6379,host:6379 for a Cluster, or redis+sentinel://host:26379,host:26379/NAME[/DB] for the master that Sentinels know by that name (rediss+cluster://, rediss+sentinel:// with TLS)";
 
 /// Where a Redis is, with credentials: never printed; [`Location::address`] is for people.
 #[derive(Clone, Debug)]
 pub struct Location {
-    /// One server; of a Cluster, each is asked for the others until one answers. Never empty.
+    /// Servers that are asked one after the other. Never empty.
     seeds: Vec<ConnectionInfo>,
-    cluster: bool,
+    topology: Topology,
+}
+
+/// What the seeds are.
+#[derive(Clone, Debug)]
+enum Topology {
+    /// The server itself.
+    Server,
+    /// Some nodes of a Cluster.
+    Cluster,
+    /// Sentinels.
+    Sentinels(Box<Service>),
+}
+
+/// A master that Sentinels watch.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// What they call it.
+    pub name: String,
+    /// Database and credentials of the master; where it is, they say.
+    pub master: ConnectionInfo,
 }
 
 impl Location {
     /// Reads a URL. The error says what is wrong with it and does not quote it: it may hold a password.
     pub fn parse(text: &str) -> Result<Location, &'static str> {
         let (scheme, rest) = text.split_once("://").unwrap_or((text, ""));
-        let node = CLUSTERS.iter().find(|(cluster, _)| *cluster == scheme).map(|(_, node)| *node);
-        let texts = match node {
-            Some(node) => nodes(node, rest)?,
-            None if matches!(scheme, "redis" | "rediss" | "unix" | "redis+unix") => vec![text.to_owned()],
-            None => return Err("a Redis URL starts with redis://, rediss://, redis+unix:// or redis+cluster://"),
-        };
-        let seeds = texts.iter().map(|text| text.as_str().into_connection_info()).collect::<Result<Vec<_>, _>>();
-        let seeds = seeds.map_err(|_| "this is not a Redis URL")?;
-        Ok(Location { seeds, cluster: node.is_some() })
+        // What the servers themselves are spoken to in.
+        let (plain, kind) = scheme.split_once('+').unwrap_or((scheme, ""));
+        match (plain, kind) {
+            ("redis" | "rediss" | "unix", "") | ("redis", "unix") => {
+                Ok(Location { seeds: vec![server(text)?], topology: Topology::Server })
+            }
+            ("redis" | "rediss", "cluster") => cluster(plain, rest),
+            ("redis" | "rediss", "sentinel") => sentinels(plain, rest),
+            _ => {
+                Err("a Redis URL starts with redis://, rediss://, redis+unix://, redis+cluster:// or redis+sentinel://")
+            }
+        }
     }
 
     /// The servers that are asked.
@@ -38,7 +58,15 @@ impl Location {
 
     /// Are keys spread over several servers?
     pub fn is_cluster(&self) -> bool {
-        self.cluster
+        matches!(self.topology, Topology::Cluster)
+    }
+
+    /// The master that the seeds know, if they are Sentinels.
+    pub fn service(&self) -> Option<&Service> {
+        match &self.topology {
+            Topology::Sentinels(service) => Some(service),
+            Topology::Server | Topology::Cluster => None,
+        }
     }
 
     /// Is it spoken to in TLS?
@@ -48,28 +76,97 @@ impl Location {
 
     /// With something done to each server.
     pub fn each<E>(mut self, change: impl Fn(ConnectionInfo) -> Result<ConnectionInfo, E>) -> Result<Location, E> {
-        self.seeds = self.seeds.into_iter().map(change).collect::<Result<_, _>>()?;
+        self.seeds = self.seeds.into_iter().map(&change).collect::<Result<_, _>>()?;
+        if let Topology::Sentinels(service) = &mut self.topology {
+            service.master = change(service.master.clone())?;
+        }
         Ok(self)
     }
 
-    /// Hosts and database, without credentials.
+    /// With credentials for the Sentinels, which do not have those of the master.
+    #[must_use]
+    pub fn with_sentinel_credentials(mut self, username: Option<&str>, password: Option<&str>) -> Location {
+        for seed in &mut self.seeds {
+            let mut settings = seed.redis_settings().clone();
+            if let Some(username) = username {
+                settings = settings.set_username(username);
+            }
+            if let Some(password) = password {
+                settings = settings.set_password(password);
+            }
+            *seed = seed.clone().set_redis_settings(settings);
+        }
+        self
+    }
+
+    /// Hosts and database, without credentials: `host:6379/1`, of Sentinels `host:26379,host:26379/name/1`.
     pub fn address(&self) -> String {
-        let address = |seed: &ConnectionInfo| match seed.redis_settings().db() {
-            0 => seed.addr().to_string(),
-            database => format!("{}/{database}", seed.addr()),
+        let with_database = |place: String, info: &ConnectionInfo| match info.redis_settings().db() {
+            0 => place,
+            database => format!("{place}/{database}"),
         };
-        self.seeds.iter().map(address).collect::<Vec<_>>().join(",")
+        let hosts = |seed: &ConnectionInfo| with_database(seed.addr().to_string(), seed);
+        let hosts = self.seeds.iter().map(hosts).collect::<Vec<_>>().join(",");
+        match self.service() {
+            Some(service) => with_database(format!("{hosts}/{}", service.name), &service.master),
+            None => hosts,
+        }
     }
 }
 
-/// A URL for each node: `user:password@a:1,b:2/` with `redis` is `redis://user:password@a:1` and `redis://user:password@b:2`.
-fn nodes(scheme: &str, rest: &str) -> Result<Vec<String>, &'static str> {
-    let (who, hosts) = rest.rsplit_once('@').map_or((String::new(), rest), |(who, hosts)| (format!("{who}@"), hosts));
+/// The same credentials, database and certificates, at another place; without a host at the same one, by its other port.
+pub fn moved(info: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo {
+    let named = |own: &str| if host.is_empty() || host == "?" { own.to_owned() } else { host.to_owned() };
+    let place = match info.addr() {
+        ConnectionAddr::TcpTls { host, insecure, tls_params, .. } => {
+            let (insecure, tls_params) = (*insecure, tls_params.clone());
+            ConnectionAddr::TcpTls { host: named(host), port, insecure, tls_params }
+        }
+        ConnectionAddr::Tcp(host, _) => ConnectionAddr::Tcp(named(host), port),
+        other => other.clone(),
+    };
+    info.clone().set_addr(place)
+}
+
+fn server(url: &str) -> Result<ConnectionInfo, &'static str> {
+    url.into_connection_info().map_err(|_| "this is not a Redis URL")
+}
+
+fn cluster(scheme: &str, rest: &str) -> Result<Location, &'static str> {
+    let (who, hosts) = who_and_hosts(rest);
     let hosts = hosts.strip_suffix("/0").or_else(|| hosts.strip_suffix('/')).unwrap_or(hosts);
     if hosts.contains(['/', '?', '#']) {
         return Err("a Redis Cluster has one database, and its URL nothing behind the hosts");
     }
-    Ok(hosts.split(',').map(|host| format!("{scheme}://{who}{}", host.trim())).collect())
+    let seeds =
+        hosts.split(',').map(|host| server(&format!("{scheme}://{who}{}", host.trim()))).collect::<Result<_, _>>()?;
+    Ok(Location { seeds, topology: Topology::Cluster })
+}
+
+fn sentinels(scheme: &str, rest: &str) -> Result<Location, &'static str> {
+    const NAMELESS: &str = "Sentinels know a master by its name, which stands behind the hosts: /NAME, or /NAME/DB";
+    /// Where no port is given.
+    const PORT: u16 = 26_379;
+    let (who, hosts) = who_and_hosts(rest);
+    let (hosts, behind) = hosts.split_once('/').ok_or(NAMELESS)?;
+    let (name, database) = behind.split_once('/').unwrap_or((behind, ""));
+    if name.is_empty() || name.contains(['?', '#']) {
+        return Err(NAMELESS);
+    }
+    let seed = |host: &str| {
+        let host = host.trim();
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.is_empty() && !port.ends_with(']'));
+        let port = if has_port { String::new() } else { format!(":{PORT}") };
+        server(&format!("{scheme}://{host}{port}"))
+    };
+    let seeds: Vec<ConnectionInfo> = hosts.split(',').map(seed).collect::<Result<_, _>>()?;
+    let master = server(&format!("{scheme}://{who}master/{database}"))?;
+    Ok(Location { seeds, topology: Topology::Sentinels(Box::new(Service { name: name.to_owned(), master })) })
+}
+
+/// `user:password@a:1,b:2` is `user:password@` and `a:1,b:2`.
+fn who_and_hosts(rest: &str) -> (String, &str) {
+    rest.rsplit_once('@').map_or((String::new(), rest), |(who, hosts)| (format!("{who}@"), hosts))
 }
 
 #[cfg(test)]
@@ -87,6 +184,29 @@ mod tests {
         assert!(read("redis+cluster://a:7000?x=1").unwrap_err().contains("nothing behind"));
         assert!(read("redis+cluster://").unwrap_err().contains("not a Redis URL"));
         assert!(read("http://a").unwrap_err().contains("starts with"));
+        assert!(read("redis+other://a").unwrap_err().contains("starts with"));
+        let sentinels = Location::parse("redis+sentinel://u:p%40x@a,b:7000, [::1]/my_master/3").unwrap();
+        assert_eq!(
+            (sentinels.address(), sentinels.is_cluster()),
+            ("a:26379,b:7000,::1:26379/my_master/3".into(), false)
+        );
+        let service = sentinels.service().unwrap();
+        let found = moved(&service.master, "h", 6380);
+        assert_eq!((service.name.as_str(), found.addr().to_string()), ("my_master", "h:6380".into()));
+        let settings = found.redis_settings();
+        assert_eq!((settings.username(), settings.password(), settings.db()), (Some("u"), Some("p@x"), 3));
+        assert!(sentinels.seeds().iter().all(|seed| seed.redis_settings().password().is_none()));
+        assert!(
+            Location::parse("rediss+sentinel://a/m")
+                .unwrap()
+                .service()
+                .is_some_and(|service| matches!(service.master.addr(), ConnectionAddr::TcpTls { .. }))
+        );
+        assert_eq!(read("redis+sentinel://a/m"), Ok(("a:26379/m".into(), false)));
+        for nameless in ["redis+sentinel://a:1,b:2", "redis+sentinel://a/", "redis+sentinel://a/?x=y"] {
+            assert!(read(nameless).unwrap_err().contains("by its name"), "{nameless}");
+        }
+        assert!(read("redis+sentinel://a/m/x").unwrap_err().contains("not a Redis URL"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Connections to the masters of a cache: one, or every one of a Cluster.
+//! Connections to the masters of a cache: one, the one that Sentinels name, or every one of a Cluster.
 //!
 //! The slot map is ours. A pipeline for each node takes 8 ms for 10,000 commands on three nodes, one for each slot, which is what
 //! redis-rs' own connection to a Cluster does, 206 to 246 ms; and it reconnects by itself, but whoever connects has to read the
@@ -8,12 +8,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, RedisResult, Value};
+use redis::{AsyncConnectionConfig, ConnectionInfo, ErrorKind, RedisError, RedisResult, Value};
 
 use super::Cache;
 use super::connection::{Error, Kind};
-use super::location::Location;
+use super::location::{self, Location, Service};
+use super::sentinel::{self, Watch};
 use super::slots::{SLOTS, slot_of};
 use super::step::Step;
 
@@ -21,6 +23,8 @@ use super::step::Step;
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// A reply may take this long: a slow Lua script or a fork of a big server stalls Redis for more than a second.
 const REPLY_LIMIT: Duration = Duration::from_secs(5);
+/// Tags wait behind this; replicas that are not behind answer in a round trip.
+const REPLICATION_LIMIT: Duration = Duration::from_millis(100);
 /// No node has the slot.
 const NOBODY: u16 = u16::MAX;
 
@@ -33,6 +37,8 @@ pub struct Masters {
     /// What every new node is told.
     scripts: Arc<[String]>,
     seed: ConnectionInfo,
+    /// Is the master still the one that Sentinels name?
+    watch: Option<Arc<Watch>>,
 }
 
 /// One master.
@@ -69,10 +75,17 @@ pub async fn open(cache: &Cache, marker_script: Option<&str>) -> Result<Masters,
 impl Masters {
     /// Connects to all masters.
     pub async fn open(location: &Location, scripts: Arc<[String]>) -> RedisResult<Masters> {
+        if let Some(service) = location.service() {
+            return Masters::named(location.seeds(), service, scripts).await;
+        }
         let mut failure = RedisError::from((ErrorKind::InvalidClientConfig, "no server is named"));
         for seed in location.seeds() {
-            let mut masters = Masters { nodes: Vec::new(), slots: None, scripts: scripts.clone(), seed: seed.clone() };
-            match masters.discover(location.is_cluster()).await {
+            let mut masters = Masters::at(seed.clone(), scripts.clone());
+            let opened = match location.is_cluster() {
+                true => masters.discover().await,
+                false => masters.node(&seed.addr().to_string(), seed.clone()).await.map(drop),
+            };
+            match opened {
                 Ok(()) => return Ok(masters),
                 Err(error) => failure = error,
             }
@@ -80,14 +93,34 @@ impl Masters {
         Err(failure)
     }
 
-    /// Asks the seed for the others.
-    async fn discover(&mut self, cluster: bool) -> RedisResult<()> {
-        let mut connection = connect(self.seed.clone()).await?;
-        if !cluster {
-            load(&mut connection, &self.scripts).await?;
-            self.nodes.push(Node { name: self.seed.addr().to_string(), connection });
-            return Ok(());
+    fn at(seed: ConnectionInfo, scripts: Arc<[String]>) -> Masters {
+        Masters { nodes: Vec::new(), slots: None, scripts, seed, watch: None }
+    }
+
+    /// Connects to the master that the Sentinels name. It may not know yet, or not any more, that it is one.
+    async fn named(sentinels: &[ConnectionInfo], service: &Service, scripts: Arc<[String]>) -> RedisResult<Masters> {
+        let (seed, watch) = sentinel::find(sentinels, service).await?;
+        let place = seed.addr().to_string();
+        let away = |error: RedisError| match error.is_io_error() {
+            true => sentinel::sentence(format!("{place}, whom the Sentinels name, is away: {error}")),
+            false => error,
+        };
+        let mut masters = Masters::at(seed.clone(), scripts);
+        masters.node(&place, seed).await.map_err(away)?;
+        let role: Vec<Value> = masters.ask(0, &redis::cmd("ROLE")).await.map_err(away)?;
+        let role = redis::from_redis_value_ref::<String>(role.first().unwrap_or(&Value::Nil))?;
+        if role != "master" {
+            return Err(sentinel::sentence(format!(
+                "{place}, whom the Sentinels name, is a {role}: a failover is under way"
+            )));
         }
+        masters.watch = Some(Arc::new(watch));
+        Ok(masters)
+    }
+
+    /// Asks a node of a Cluster for the others.
+    async fn discover(&mut self) -> RedisResult<()> {
+        let mut connection = connect(self.seed.clone()).await?;
         let ranges: Vec<Value> = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
         let mut slots = vec![NOBODY; usize::from(SLOTS)];
         for range in &ranges {
@@ -98,39 +131,30 @@ impl Masters {
             let Some(Value::Array(master)) = fields.get(2) else { continue };
             let host = master.first().unwrap_or(&Value::Nil);
             let host = redis::from_redis_value_ref::<Option<String>>(host)?.unwrap_or_default();
-            let node = self.node(&format!("{host}:{}", number(master.get(1))?)).await?;
+            let node = self.sibling(&host, number(master.get(1))?).await?;
             slots.iter_mut().take(usize::from(last) + 1).skip(first.into()).for_each(|slot| *slot = node);
         }
         self.slots = Some(slots.into());
         Ok(())
     }
 
-    /// The node of this name, connected if it is new; one without a host is the one that was asked.
-    async fn node(&mut self, name: &str) -> RedisResult<u16> {
+    /// The node at a place; one without a host is at that of the node that was asked.
+    async fn sibling(&mut self, host: &str, port: u16) -> RedisResult<u16> {
+        self.node(&format!("{host}:{port}"), location::moved(&self.seed, host, port)).await
+    }
+
+    /// The node of this name, connected if it is new.
+    async fn node(&mut self, name: &str, info: ConnectionInfo) -> RedisResult<u16> {
         let index = match self.nodes.iter().position(|node| node.name == name) {
             Some(index) => index,
             None => {
-                let mut connection = connect(self.seed.clone().set_addr(self.sibling(name))).await?;
+                let mut connection = connect(info).await?;
                 load(&mut connection, &self.scripts).await?;
                 self.nodes.push(Node { name: name.to_owned(), connection });
                 self.nodes.len() - 1
             }
         };
         u16::try_from(index).map_err(|_| (ErrorKind::InvalidClientConfig, "too many nodes").into())
-    }
-
-    fn sibling(&self, name: &str) -> ConnectionAddr {
-        let (host, port) = name.rsplit_once(':').unwrap_or((name, ""));
-        let port = port.parse().unwrap_or_default();
-        let named = |own: &str| if host.is_empty() || host == "?" { own.to_owned() } else { host.to_owned() };
-        match self.seed.addr() {
-            ConnectionAddr::TcpTls { host, insecure, tls_params, .. } => {
-                let (insecure, tls_params) = (*insecure, tls_params.clone());
-                ConnectionAddr::TcpTls { host: named(host), port, insecure, tls_params }
-            }
-            ConnectionAddr::Tcp(host, _) => ConnectionAddr::Tcp(named(host), port),
-            other => other.clone(),
-        }
     }
 
     /// How many there are.
@@ -172,7 +196,8 @@ impl Masters {
     /// The master that a redirection names, `MOVED 3999 127.0.0.1:6381`: it is remembered for the slot, unless the slot is still on its way
     /// (`ASK`).
     pub async fn redirected(&mut self, slot: u16, name: &str, moved: bool) -> RedisResult<usize> {
-        let node = self.node(name).await?;
+        let (host, port) = name.rsplit_once(':').unwrap_or((name, ""));
+        let node = self.sibling(host, port.parse().unwrap_or_default()).await?;
         if moved && let Some(slots) = self.slots.as_mut().map(Arc::make_mut) {
             slots.iter_mut().skip(slot.into()).take(1).for_each(|of| *of = node);
         }
@@ -181,15 +206,23 @@ impl Masters {
 
     /// One command for one master.
     pub async fn ask<T: redis::FromRedisValue>(&mut self, node: usize, command: &redis::Cmd) -> RedisResult<T> {
-        match self.nodes.get_mut(node) {
-            Some(node) => command.query_async(&mut node.connection).await,
-            None => Err((ErrorKind::Io, "no master of the Cluster has this slot").into()),
-        }
+        command.query_async(&mut self.connection(node)?).await
     }
 
     /// The connection to one master.
-    pub fn connection(&self, node: usize) -> Option<impl ConnectionLike + use<>> {
-        self.nodes.get(node).map(|node| node.connection.clone())
+    pub fn connection(&self, node: usize) -> RedisResult<impl ConnectionLike + use<>> {
+        self.watch.as_ref().map_or(Ok(()), |watch| watch.verify())?;
+        let node = self.nodes.get(node).ok_or((ErrorKind::Io, "no master of the Cluster has this slot"))?;
+        Ok(node.connection.clone())
+    }
+
+    /// Waits for `replicas` of each master to take what was written so far (WAIT); how many have, of the master where they are fewest.
+    pub async fn replicated(&self, replicas: u8) -> RedisResult<u8> {
+        let mut wait = redis::cmd("WAIT");
+        wait.arg(replicas).arg(u64::try_from(REPLICATION_LIMIT.as_millis()).unwrap_or(u64::MAX));
+        let asked = (0..self.count()).map(async |node| wait.query_async::<u8>(&mut self.connection(node)?).await);
+        let counts = join_all(asked).await.into_iter().collect::<RedisResult<Vec<u8>>>()?;
+        Ok(counts.into_iter().min().unwrap_or(replicas))
     }
 
     /// How the slots lie at this moment, as each master says of itself; nothing where there is one.
@@ -216,7 +249,8 @@ impl Masters {
     }
 }
 
-async fn connect(info: ConnectionInfo) -> RedisResult<MultiplexedConnection> {
+/// Connects to one server.
+pub(super) async fn connect(info: ConnectionInfo) -> RedisResult<MultiplexedConnection> {
     redis::Client::open(info)?.get_multiplexed_async_connection_with_config(&limits()).await
 }
 

@@ -27,6 +27,7 @@ pub mod reach;
 mod released;
 mod releases;
 pub mod repeats;
+mod sentinel;
 mod slots;
 pub mod step;
 pub mod sweep;
@@ -66,6 +67,8 @@ pub struct Cache {
     pub repeat: Vec<Duration>,
     /// Standbys that the application reads from.
     pub replicas: Vec<Endpoint>,
+    /// What was sent counts when so many replicas of each master have it.
+    pub wait_replicas: u8,
     /// Beside other caches, one that is away for this long no longer holds them up.
     pub detach_after: Duration,
 }
@@ -78,8 +81,8 @@ impl Cache {
         coverage::id(&format!("{} {style:?} {steps:?}", dialect.name))
     }
 
-    /// Is it the same Redis, under the same options? Credentials may differ, and what is no matter of keys and values: `repeat`, `guard`, `fence`, `detach_after`, how a sweep
-    /// goes.
+    /// Is it the same Redis, under the same options? Credentials may differ, and what is no matter of keys and values: `repeat`, `guard`, `fence`,
+    /// `wait_replicas`, `detach_after`, how a sweep goes.
     pub fn is_same(&self, other: &Cache) -> bool {
         let kind = |cache: &Cache| (cache.address(), cache.location.is_encrypted(), cache.location.is_cluster());
         let place = kind(self) == kind(other);

@@ -32,8 +32,13 @@ const LONGEST_FENCE: Duration = Duration::from_secs(60);
 /// Tag keys of the releases whose locks are known.
 const LOCKING: &[u8] = b":tag_07743_";
 /// Options of every cache.
-pub const COMMON: [(&str, &str); 12] = [
-    ("url", "where Redis is: redis://, rediss://, redis+unix://, redis+cluster://host:port,host:port"),
+pub const COMMON: [(&str, &str); 15] = [
+    (
+        "url",
+        "where Redis is: redis://, rediss://, redis+unix://, redis+cluster://host:port,host:port, redis+sentinel://host:port,host:port/name",
+    ),
+    ("sentinel_username", "with redis+sentinel://: who we are to the Sentinels"),
+    ("sentinel_password", "and our password there; that of the URL is for the master"),
     ("cacert", "with rediss://: certificate of the authority, a PEM file"),
     ("cert", "our certificate"),
     ("key", "its key"),
@@ -41,6 +46,7 @@ pub const COMMON: [(&str, &str); 12] = [
     ("style", "how values become text; by default as the client's language writes them"),
     ("repeat", "stale again after these delays; [1s]"),
     ("guard", "of clients that compare times: stamps are this far in the future; off"),
+    ("wait_replicas", "so many replicas of Redis must have taken what was sent before it counts (WAIT); 0"),
     ("detach_after", "a cache that is away for this long no longer holds up the others; 60s"),
     ("replicas", "database URLs of standbys that the application reads from"),
     ("accept_unverified", "true: use a dialect that was never run against its library"),
@@ -76,6 +82,7 @@ impl Cache {
         let replicas = reader.replicas();
         let fence = spoken.as_ref().and_then(|(steps, _)| reader.fence(steps, &repeat));
         let guard = spoken.as_ref().and_then(|(steps, _)| reader.guard(dialect, steps, &repeat)).unwrap_or_default();
+        let wait_replicas = reader.replicas_to_wait_for();
         let detach_after = reader.seconds("detach_after").map_or(DEFAULT_DETACH, Duration::from_secs);
         if problems.iter().skip(reported).any(|problem| problem.severity == Severity::Error) {
             return None;
@@ -93,6 +100,7 @@ impl Cache {
             guard,
             replicas,
             repeat,
+            wait_replicas,
             detach_after,
         })
     }
@@ -163,12 +171,27 @@ impl Reader<'_> {
             return None;
         }
         match Location::parse(&text) {
-            Ok(location) => self.certificates(location),
+            Ok(location) => {
+                let location = self.sentinel_credentials(location)?;
+                self.certificates(location)
+            }
             Err(sentence) => {
                 self.problems.push(wrong(sentence).help(location::FORMS));
                 None
             }
         }
+    }
+
+    fn sentinel_credentials(&mut self, location: Location) -> Option<Location> {
+        let (username, password) = (self.text("sentinel_username"), self.text("sentinel_password"));
+        if let Some((place, _)) = username.as_ref().or(password.as_ref())
+            && location.service().is_none()
+        {
+            self.problems.push(place.error("option", "there are no Sentinels in this `url`").help(location::FORMS));
+            return None;
+        }
+        let text = |given: &'_ Option<(Place, String)>| given.as_ref().map(|(_, text)| text.clone());
+        Some(location.with_sentinel_credentials(text(&username).as_deref(), text(&password).as_deref()))
     }
 
     /// `cacert`, `cert` and `key`, as redis-cli calls them: PEM files for `rediss://`.
@@ -246,6 +269,15 @@ impl Reader<'_> {
             }
         }
         endpoints
+    }
+
+    /// None by default: the marker notices what a failover has lost.
+    fn replicas_to_wait_for(&mut self) -> u8 {
+        let Some((place, text)) = self.text("wait_replicas") else { return 0 };
+        text.parse().unwrap_or_else(|_| {
+            self.problems.push(place.error("option", "`wait_replicas` is a small number of replicas"));
+            0
+        })
     }
 
     /// How long the client's own `set()` refuses. It hides a stale value from fills that are shorter; the others need the repeat.

@@ -34,6 +34,17 @@ impl Daemon {
                     "Redis is full and refuses the marker; deletions go through. Raise maxmemory"
                 );
             }
+            LaneEvent::Behind(replicas) => {
+                metrics.redis_error(cache, "replicas");
+                let wanted = flow.lanes.get(index).map_or(0, |lane| lane.cache().wait_replicas);
+                tracing::error!(
+                    cache,
+                    address,
+                    replicas,
+                    wanted,
+                    "too few replicas of Redis have what was sent; nothing is confirmed until they do, or `detach_after` is over"
+                );
+            }
             // Whoever loses the marker stops writing: either the slot is lost, too, or it is claimed with the next stream.
             LaneEvent::Refused(gap) if gap.code == OTHER_DAEMON => {
                 return Err(Error::away(format!(

@@ -153,12 +153,16 @@ fn cache(lane: &Lane) -> Cache {
         (false, false) => "detached",
     };
     let full = lane.is_full().then(|| "Redis is full and takes no writes; deletions go through".to_owned());
+    let wanted = lane.cache().wait_replicas;
+    let behind = lane.replicas_behind().map(|count| {
+        format!("{count} of the {wanted} replicas of Redis in `wait_replicas` have what was sent; tags go stale all the same")
+    });
     Cache {
         name: lane.cache().name.clone(),
         address: lane.cache().address(),
         dialect: lane.cache().dialect.name.to_owned(),
         state: state.to_owned(),
-        error: lane.trouble().map(str::to_owned).or(full),
+        error: lane.trouble().map(str::to_owned).or(full).or(behind),
         // The second pass is for what late transactions changed: until then nothing is known to be stale.
         resync: lane.resyncing().filter(|(_, stale)| *stale).map(|(gap, _)| gap.to_string()),
         done: lane.marked().map(|position| position.to_string()),

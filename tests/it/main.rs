@@ -25,6 +25,7 @@ mod outbox;
 mod reader;
 mod reload;
 mod replicas;
+mod sentinel;
 mod server_settings;
 mod setup;
 mod setup_wal;

@@ -126,7 +126,9 @@ impl Lane {
                 let gap = self.gap(found);
                 self.work = Some(Box::pin(claim(self.cache.clone(), connection.clone(), self.marker_write())));
                 self.connection = Some(connection);
-                self.in_flight.marker = self.progress.filter(|_| self.sweeps.resyncing().is_none());
+                // Replicas are waited for behind a flight.
+                let counts = self.sweeps.resyncing().is_none() && self.cache.wait_replicas == 0;
+                self.in_flight.marker = self.progress.filter(|_| counts);
                 gap.map(Event::Resync)
             }
             Outcome::Claimed(Ok(answers)) => Some(match self.marked_by(&answers) {
@@ -140,7 +142,8 @@ impl Lane {
                     refusal
                 }
             }),
-            Outcome::Landed { batch, replies: Replies { markers, futile, moved }, result } => {
+            Outcome::Landed { batch, replies: Replies { markers, futile, moved }, replicas, result } => {
+                let behind = replicas.and_then(|count| self.replicated(count));
                 let refusal = (!markers.is_empty()).then(|| self.marked_by(&markers)).flatten();
                 // The slots lie otherwise now: who has them is asked again, and what stands there.
                 self.reread |= moved;
@@ -149,7 +152,7 @@ impl Lane {
                     Ok(()) => {
                         let event = self.landed(batch, flight);
                         let futile = futile.map(|futile| Event::Futile(futile.0, futile.1));
-                        Some(refusal.or(futile).unwrap_or(event))
+                        Some(refusal.or(futile).or(behind).unwrap_or(event))
                     }
                     Err(error) => {
                         // A first pass is sent again as a whole, a repeat is still owed: both may be repeated at will.
@@ -216,6 +219,21 @@ impl Lane {
             self.spare = spare.emptied();
         }
         if sent == 0 { Event::Marked } else { Event::Sent(sent, committed) }
+    }
+
+    /// So many replicas have what the marker tells of. If they are too few it does not count, for as long as an absent cache may hold up the
+    /// others; then it does: what a failover loses is seen by the marker all the same.
+    fn replicated(&mut self, count: u8) -> Option<Event> {
+        if count >= self.cache.wait_replicas {
+            self.behind = None;
+            return None;
+        }
+        let news = self.behind.is_none();
+        let (since, _) = *self.behind.insert((self.behind.map_or_else(Instant::now, |(since, _)| since), count));
+        if since.elapsed() < self.cache.detach_after {
+            self.in_flight.marker = None;
+        }
+        news.then_some(Event::Behind(count))
     }
 
     /// Without repeats nothing else remembers what was acknowledged since the last marker: at most a second's tags.
