@@ -3,6 +3,7 @@
 
 mod changes;
 mod entry;
+mod fan;
 mod row;
 mod unlisted;
 mod writing;

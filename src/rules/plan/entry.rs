@@ -19,11 +19,13 @@ use super::{Cell, Change, Column, REST, Side, WATCHED};
 use crate::cache::Cache;
 use crate::tags::{Stale, Tags};
 
-/// Tags that one row fans out to at most, and their bytes: two long arrays must not fill the memory.
-const MOST: usize = 10_000;
-const MOST_BYTES: usize = 4 << 20;
+/// Bytes of a tag: what is longer stays in memory for as long as a transaction, a repeat or an outage lasts.
+const LONGEST: usize = 1 << 10;
+/// The same of a whole row, which is no key of anything.
+const LONGEST_ROW: usize = 1 << 20;
+const TOO_LONG: &str = "a tag is longer than 1 KiB, or a row than 1 MiB";
 /// Deeper than a parser goes, or not Unicode: what it holds is not known.
-const UNREADABLE: &str = "a json value cannot be read";
+pub(super) const UNREADABLE: &str = "a json value cannot be read";
 
 pub(super) struct Entry {
     pub(super) cache: usize,
@@ -31,6 +33,8 @@ pub(super) struct Entry {
     pieces: Vec<Piece>,
     /// Some piece stands for several values.
     fans_out: bool,
+    /// Bytes of its tags.
+    longest: usize,
     empty_skips: bool,
     constant: bool,
     /// All columns belong to the replica identity: an update without an old row did not change them.
@@ -48,7 +52,7 @@ pub(super) struct Entry {
     pub(super) made: Counter,
 }
 
-enum Piece {
+pub(super) enum Piece {
     Literal(Vec<u8>),
     Column { index: usize, path: Vec<Step>, writing: Writing },
     Row(WholeRow),
@@ -110,10 +114,12 @@ impl Entry {
         };
         let fans_out =
             pieces.iter().any(|piece| matches!(piece, Piece::Column { path, .. } if path.contains(&Step::Each)));
+        let is_row = pieces.iter().any(|piece| matches!(piece, Piece::Row(_)));
         let type_of = |name: &str| Some(columns.iter().find(|column| column.name == name)?.type_oid);
         Ok(Entry {
             pieces,
             fans_out,
+            longest: if is_row { LONGEST_ROW } else { LONGEST },
             within_key,
             changes,
             unfit: false,
@@ -130,6 +136,7 @@ impl Entry {
             events: tag.events,
             pieces: Vec::new(),
             fans_out: false,
+            longest: LONGEST,
             empty_skips: of.dialect.tags == crate::cache::dialect::Texts::Keys,
             constant: tag.template.is_constant(),
             within_key: false,
@@ -240,8 +247,9 @@ impl Entry {
         if self.fans_out {
             return self.fan_out(pieces, row, tags);
         }
-        let (mut written, mut unreadable) = (false, false);
+        let (mut written, mut failure) = (false, None);
         let new = tags.insert_with(|out| {
+            let begin = out.len();
             written = pieces.iter().all(|piece| match piece {
                 Piece::Literal(bytes) => {
                     out.extend_from_slice(bytes);
@@ -260,7 +268,7 @@ impl Entry {
                                 writing.write(type_oid, value)
                             }
                             None => {
-                                unreadable = true;
+                                failure = Some(UNREADABLE);
                                 None
                             }
                         },
@@ -269,13 +277,19 @@ impl Entry {
                     self.push(out, text)
                 }
             });
-            written
+            failure = failure.or(self.too_long(out.len() - begin));
+            written && failure.is_none()
         });
         self.made.inc_by(u64::from(new));
-        if unreadable { Err(UNREADABLE) } else { Ok(written) }
+        failure.map_or(Ok(written), Err)
     }
 
-    fn push(&self, out: &mut Vec<u8>, text: Option<Cow<str>>) -> bool {
+    /// Why a tag of so many bytes is none.
+    pub(super) fn too_long(&self, bytes: usize) -> Option<&'static str> {
+        (bytes > self.longest).then_some(TOO_LONG)
+    }
+
+    pub(super) fn push(&self, out: &mut Vec<u8>, text: Option<Cow<str>>) -> bool {
         match text {
             Some(text) if !(self.empty_skips && text.is_empty()) => {
                 out.extend_from_slice(text.as_bytes());
@@ -283,45 +297,6 @@ impl Entry {
             }
             _ => false,
         }
-    }
-
-    /// One tag for each combination of elements.
-    fn fan_out(&self, pieces: &[Piece], row: &[Cell], tags: &mut Tags) -> Result<bool, &'static str> {
-        let mut heads: Vec<Vec<u8>> = vec![Vec::new()];
-        for piece in pieces {
-            match piece {
-                Piece::Literal(bytes) => heads.iter_mut().for_each(|head| head.extend_from_slice(bytes)),
-                Piece::Row(whole) => heads.iter_mut().for_each(|head| whole.write(row, head)),
-                Piece::Column { index, path, writing } => {
-                    let values: Vec<Option<Cow<str>>> = match cell(row, *index) {
-                        Cell::Text(text) => walk(writing.type_oid, text, path)
-                            .ok_or(UNREADABLE)?
-                            .into_iter()
-                            .map(|(oid, value)| writing.write(oid, value))
-                            .collect(),
-                        Cell::Null | Cell::Unknown if path.contains(&Step::Each) => Vec::new(),
-                        Cell::Null | Cell::Unknown => vec![writing.write(writing.type_oid, None)],
-                    };
-                    let (mut longer, mut bytes) = (Vec::new(), 0);
-                    for head in &heads {
-                        for value in &values {
-                            let mut next = head.clone();
-                            if self.push(&mut next, value.clone()) {
-                                bytes += next.len();
-                                longer.push(next);
-                            }
-                            if longer.len() > MOST || bytes > MOST_BYTES {
-                                return Err("the row fans out to too many tags");
-                            }
-                        }
-                    }
-                    heads = longer;
-                }
-            }
-        }
-        let new: u64 = heads.iter().map(|tag| u64::from(tags.insert(tag))).sum();
-        self.made.inc_by(new);
-        Ok(!heads.is_empty())
     }
 }
 

@@ -79,6 +79,18 @@ fn what_the_identity_does_not_send_is_told_and_never_rendered() {
     assert_eq!(unlisted, ["C:<c>.A:<a>", "k:<c|default:none|upper>", "k:<s>"]);
 }
 
+/// A text of any size would lie in memory for as long as an outage lasts.
+#[test]
+fn a_tag_of_more_than_a_kibibyte_is_swept_for() {
+    let long = "x".repeat(1_023);
+    for (name, fits) in [(&long[1..], true), (&long, false)] {
+        let new = row("7", Some("2"), "t", name);
+        let (tags, unlisted) = render(&ALL, Event::Insert, None, Some(&new));
+        assert_eq!(tags.contains(&format!("k:{name}")), fits);
+        assert_eq!(unlisted, if fits { vec![] } else { vec!["k:<s>"] });
+    }
+}
+
 #[test]
 fn unchanged_toast_comes_from_the_old_row() {
     let old = row("7", Some("1"), "t", "long");
