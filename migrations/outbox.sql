@@ -23,8 +23,25 @@ CREATE TABLE IF NOT EXISTS waltag.progress (
   owner text NOT NULL DEFAULT '',
   pid int,
   begun timestamptz,
-  at timestamptz NOT NULL DEFAULT clock_timestamp()
+  at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  skipped bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 20);
+-- A waltag that is gone for good must not fill the disk. Above this size nothing more is written down (0: no bound). The sequence goes up
+-- instead, whatever becomes of the transaction; whoever sees it move makes everything stale, empties the table, and lets the others see it.
+CREATE SEQUENCE IF NOT EXISTS waltag.skipped;
+CREATE OR REPLACE FUNCTION waltag.outbox_limit() RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT {limit}::bigint';
+CREATE OR REPLACE FUNCTION waltag.empty_outbox() RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $waltag$
+BEGIN
+  IF waltag.outbox_limit() > 0 AND pg_total_relation_size('waltag.outbox') > waltag.outbox_limit() THEN
+    TRUNCATE waltag.outbox;
+    PERFORM nextval('waltag.skipped');
+  END IF;
+  RETURN true;
+EXCEPTION WHEN lock_not_available THEN
+  RETURN false;
+END
+$waltag$;
+REVOKE ALL ON FUNCTION waltag.outbox_limit(), waltag.empty_outbox() FROM PUBLIC;
 CREATE OR REPLACE FUNCTION waltag.truncated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $waltag$
 BEGIN
   INSERT INTO waltag.outbox (relation, root, kind) VALUES (TG_RELID, TG_RELID, 't');

@@ -37,7 +37,11 @@ DECLARE
     is_now := NULL;
     size := 0;
   END IF;
-  INSERT INTO waltag.outbox (relation, root, kind, names, old, new, size) VALUES (TG_RELID, {root}, what, names, was, is_now, size);
+  IF {full} OR size > 2000 AND {toasted} THEN
+    PERFORM nextval('waltag.skipped');
+  ELSE
+    INSERT INTO waltag.outbox (relation, root, kind, names, old, new, size) VALUES (TG_RELID, {root}, what, names, was, is_now, size);
+  END IF;
   {notify}
   RETURN NULL;
 END

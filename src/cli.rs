@@ -58,8 +58,8 @@ pub struct Typed {
     /// default permanent)
     #[arg(long, global = true, value_name = "MODE")]
     pub slot_mode: Option<Mode>,
-    /// More WAL than this is never kept for waltag: the slot is made anew, and everything goes stale; 0 for no bound
-    /// (WALTAG_MAX_RETAINED_WAL; default 4GiB)
+    /// More WAL than this is never kept for waltag: the slot is made anew, and everything goes stale; 0 for no bound. For `setup` of an
+    /// outbox, what its table may take (WALTAG_MAX_RETAINED_WAL; default 4GiB)
     #[arg(long, global = true, value_name = "SIZE")]
     pub max_retained_wal: Option<String>,
     /// Keys that a sweep makes stale per second, at most; `off` for no bound (WALTAG_RESYNC_RATE; default off)

@@ -183,6 +183,11 @@ impl Flow {
     pub fn resync(&mut self, gap: &Gap) {
         let floor = self.floor();
         for lane in &mut self.lanes {
+            let name = lane.cache().name.clone();
+            if lane.resyncing().is_none_or(|(known, _)| known.code != gap.code) {
+                tracing::warn!(cache = name, "resync: {gap}");
+            }
+            self.metrics.gap(&name, gap.code);
             lane.resync(gap.clone(), floor);
         }
     }

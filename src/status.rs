@@ -76,6 +76,8 @@ pub struct Source {
     pub safe_wal_bytes: Option<i64>,
     /// Of an outbox: bytes of the table, those that wait to be vacuumed included.
     pub outbox_bytes: Option<i64>,
+    /// Bytes that it may have; 0 for no bound.
+    pub outbox_limit_bytes: Option<i64>,
     /// Why the server has invalidated the slot.
     pub invalidation_reason: Option<String>,
     /// The transaction that makes the server keep more than is unconfirmed.
@@ -137,8 +139,10 @@ impl Display for Status {
         let confirmed = if source.confirmed.is_empty() { "nothing yet" } else { &source.confirmed };
         match kind {
             Feed::Outbox => {
-                let bytes =
-                    source.outbox_bytes.map_or(String::new(), |bytes| format!(", the table has {}", size(bytes)));
+                let limit = source.outbox_limit_bytes.filter(|limit| *limit > 0);
+                let limit = limit.map_or(String::new(), |limit| format!(" of at most {}", size(limit)));
+                let bytes = source.outbox_bytes.map(|bytes| format!(", the table has {}{limit}", size(bytes)));
+                let bytes = bytes.unwrap_or_default();
                 writeln!(f, "source  {server}, outbox, instance {slot}")?;
                 writeln!(f, "        received {received}, confirmed {confirmed}{bytes}")?;
             }

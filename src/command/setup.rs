@@ -93,7 +93,7 @@ async fn plan(
             return Ok(outbox::remove(&catalog, &role));
         }
         refuse_wrong_rules(rules, &catalog)?;
-        let mut statements = outbox::apply(rules, &catalog, &role);
+        let mut statements = outbox::apply(rules, &catalog, &role, settings.max_retained_wal);
         statements.extend(named.apply(Feed::Outbox, catalog.triggers.notify));
         return Ok(statements);
     }
@@ -139,6 +139,7 @@ async fn role(session: &Session, name: &str, feed: Feed) -> Result<Role, sql::Er
         "SELECT (r.rolcanlogin AND ({reads_a_table} OR r.rolreplication OR m.oid IS NOT NULL AND pg_has_role(r.oid, m.oid, 'MEMBER'))) OR r.rolsuper, \
          shobj_description(r.oid, 'pg_authid'), m.oid IS NOT NULL, \
          has_table_privilege(r.oid, to_regclass('waltag.outbox'), 'DELETE') AND has_table_privilege(r.oid, to_regclass('waltag.progress'), 'UPDATE') \
+         AND has_function_privilege(r.oid, to_regproc('waltag.empty_outbox'), 'EXECUTE') \
          FROM (SELECT) one LEFT JOIN pg_roles r ON r.rolname = {} LEFT JOIN pg_roles m ON m.rolname = 'rds_replication'",
         literal(name)
     );

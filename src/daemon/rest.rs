@@ -25,10 +25,6 @@ impl Daemon {
         self.blind = Some(Instant::now());
         let gap = Gap::new("blind", "there is no slot, and none can be made as long as an old transaction runs");
         flow.resync(&gap);
-        for lane in &flow.lanes {
-            self.board.metrics.gap(&lane.cache().name, gap.code);
-        }
-        tracing::warn!("resync: {gap}");
     }
 
     /// Waits between two streams; the lanes go on with what they have. True if asked to stop.

@@ -97,6 +97,7 @@ impl Daemon {
                 unconfirmed_wal_bytes: self.view.slot.unconfirmed,
                 retained_wal_bytes: self.view.slot.retained,
                 outbox_bytes: self.view.slot.outbox,
+                outbox_limit_bytes: self.view.slot.outbox_limit,
                 safe_wal_bytes: self.view.slot.safe,
                 invalidation_reason: self.view.slot.invalidated.clone(),
                 wal_holder: self.view.slot.holder.clone(),

@@ -1,6 +1,6 @@
 //! `waltag.invalidate` and `waltag.invalidate_in`: tags from SQL, on the way that the changes take.
 
-use super::outbox::statements::NOTIFY;
+use super::outbox::statements::{FULL, NOTIFY};
 use super::statements::{MARK, Statement};
 use crate::source::replication::slot::Feed;
 use crate::source::session::{Error, Sql, literal};
@@ -38,7 +38,9 @@ impl Tags {
             }
             (Feed::Outbox, notify) => {
                 let row = "INSERT INTO waltag.outbox (relation, root, kind, names) VALUES (0, 0, 'm', ARRAY[content]);";
-                let (how, wake) = if notify { ("outbox", NOTIFY) } else { ("outbox, polled", "") };
+                let row =
+                    format!("IF {FULL} THEN\n    PERFORM nextval('waltag.skipped');\n  ELSE\n    {row}\n  END IF;");
+                let (how, wake) = if notify { ("outbox, bounded", NOTIFY) } else { ("outbox, bounded and polled", "") };
                 (how, "SECURITY DEFINER", format!("{row}\n  {wake}"))
             }
         };

@@ -14,22 +14,29 @@ const CHANGED: &str = include_str!("../../../migrations/outbox_changed.sql");
 /// The wake-up: one for each transaction, however often it is asked for. It would make PREPARE TRANSACTION fail.
 pub(in crate::setup) const NOTIFY: &str =
     "IF current_setting('max_prepared_transactions') = '0' THEN\n    PERFORM pg_notify('waltag', '');\n  END IF;";
+/// The outbox has as many bytes as it may: 0.9 µs per row. ...
+pub(in crate::setup) const FULL: &str =
+    "waltag.outbox_limit() > 0 AND pg_relation_size('waltag.outbox') > waltag.outbox_limit()";
+/// ... with large values, which lie elsewhere: 8 µs.
+const TOASTED: &str = "waltag.outbox_limit() > 0 AND pg_total_relation_size('waltag.outbox') > waltag.outbox_limit()";
 /// Without: a comment that says why.
 const SILENT: &str = "-- Nobody is notified: the daemon polls.";
 
-/// Statements, in order, so that `rules` work; what no rule needs any more goes.
-pub fn apply(rules: &Rules, catalog: &Catalog, role: &Role) -> Vec<Statement> {
+/// Statements, in order, so that `rules` work; what no rule needs any more goes. The outbox takes `limit` bytes at most.
+pub fn apply(rules: &Rules, catalog: &Catalog, role: &Role, limit: u64) -> Vec<Statement> {
     let triggers = &catalog.triggers;
     let mut statements = role_statements(role);
     let notify = if triggers.notify { NOTIFY } else { SILENT };
-    if !triggers.installed || triggers.notifies != triggers.notify {
-        statements.push(Statement::new(TABLES.replace("{notify}", notify)));
+    if !triggers.installed || triggers.notifies != triggers.notify || triggers.limit != Some(limit) {
+        let tables = TABLES.replace("{notify}", notify).replace("{limit}", &limit.to_string());
+        statements.push(Statement::new(tables));
     }
     if !role.reads_outbox {
         let name = identifier(&role.name);
         statements.push(Statement::new(format!(
             "-- What the daemon needs: no table of the application's is read.\nGRANT USAGE ON SCHEMA waltag TO {name};\n\
-             GRANT SELECT, DELETE ON waltag.outbox TO {name};\nGRANT SELECT, INSERT, UPDATE ON waltag.progress TO {name};"
+             GRANT SELECT, DELETE ON waltag.outbox TO {name};\nGRANT SELECT, INSERT, UPDATE ON waltag.progress TO {name};\n\
+             GRANT SELECT ON waltag.skipped TO {name};\nGRANT EXECUTE ON FUNCTION waltag.outbox_limit, waltag.empty_outbox TO {name};"
         )));
     }
     let mut kept = Vec::new();
@@ -160,6 +167,8 @@ fn function(carrier: &Carrier, need: &Need, notify: &str) -> String {
         ("new", values("NEW")),
         ("compared", compared(need, &watched)),
         ("root", carrier.oid.to_string()),
+        ("full", FULL.to_owned()),
+        ("toasted", TOASTED.to_owned()),
         ("notify", notify.to_owned()),
         ("comment", literal(&comment).trim().to_owned()),
     ];

@@ -25,6 +25,8 @@ pub struct Triggers {
     pub notify: bool,
     /// The trigger function for TRUNCATE does.
     pub notifies: bool,
+    /// How many bytes the outbox may have; 0: no bound.
+    pub limit: Option<u64>,
     /// Triggers by relation.
     pub all: Vec<Trigger>,
     /// Trigger functions with what they write down.
@@ -70,8 +72,9 @@ impl Triggers {
     }
 }
 
-const INSTALLED: &str = "SELECT to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.progress') IS NOT NULL, \
-    coalesce((SELECT prosrc LIKE '%pg_notify%' FROM pg_proc WHERE oid = to_regproc('waltag.truncated')), false)";
+const INSTALLED: &str = "SELECT to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.progress') IS NOT NULL \
+    AND to_regclass('waltag.skipped') IS NOT NULL, coalesce((SELECT prosrc LIKE '%pg_notify%' FROM pg_proc WHERE oid = to_regproc('waltag.truncated')), false), \
+    (SELECT substring(prosrc FROM '\\d+') FROM pg_proc WHERE oid = to_regproc('waltag.outbox_limit'))";
 
 const TRIGGERS: &str = "SELECT t.tgrelid, rn.nspname, c.relname, t.tgname, t.tgenabled = 'A', t.tgparentid <> 0, \
     concat(t.oid, ':', t.xmin, t.tgenabled), t.tgtype, t.tgfoid \
@@ -87,6 +90,7 @@ pub async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, wake
     if let Some(row) = session.rows(INSTALLED).await?.first() {
         let yes = |index: usize| row.get(index) == Some("t");
         (triggers.installed, triggers.notify, triggers.notifies) = (yes(0), wakes, yes(1));
+        triggers.limit = row.get(2).and_then(|text| text.parse().ok());
     }
     for row in session.rows(TRIGGERS).await? {
         let field = |index: usize| row.get(index).unwrap_or_default();

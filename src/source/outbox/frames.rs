@@ -18,7 +18,11 @@ pub enum Frame {
         snapshot: String,
         /// Its end.
         position: Lsn,
+        /// How often writers had found the outbox full.
+        skipped: i64,
     },
+    /// Writers have found the outbox full since the poll before.
+    Skipped,
     /// In the server's log, what follows ends before this.
     Logged(Lsn),
     /// A row of a table that nobody knows any more.
@@ -41,6 +45,9 @@ impl Builder {
     pub fn build(&mut self, page: Page, shapes: &Shapes, begin: Lsn, out: &mut VecDeque<Frame>) {
         if let Some(log) = page.first.filter(|_| !page.rows.is_empty()) {
             out.push_back(Frame::Logged(log));
+        }
+        if page.full {
+            out.push_back(Frame::Skipped);
         }
         if page.first.is_some() {
             self.open = None;
@@ -65,7 +72,7 @@ impl Builder {
         if let Some(snapshot) = page.complete {
             self.commit(out);
             let position = Lsn(begin.0 | ((1 << WITHIN) - 1));
-            out.push_back(Frame::Complete { snapshot, position });
+            out.push_back(Frame::Complete { snapshot, position, skipped: page.skipped });
         }
     }
 

@@ -120,12 +120,16 @@ impl Stream for Outbox {
             match self.frames.pop_front() {
                 None => break,
                 Some(Frame::Data(data)) => deliver(&data, session, &self.place, flow, heard).await?,
-                Some(Frame::Complete { snapshot, position }) => {
+                Some(Frame::Complete { snapshot, position, skipped }) => {
                     flow.keepalive(position);
-                    self.progress.complete(position, &snapshot);
+                    self.progress.complete(position, &snapshot, skipped);
                     self.polled = Snapshot::parse(&snapshot).map(|snapshot| (snapshot, position));
                 }
                 Some(Frame::Logged(log)) => flow.logged_before(log),
+                Some(Frame::Skipped) => {
+                    flow.resync(&Gap::new("outbox_full", "the outbox was full, and changes were not written down"));
+                    self.progress.empty();
+                }
                 Some(Frame::Lost) => {
                     flow.resync(&Gap::new("lost_table", "rows of a table arrived that is not there any more"));
                 }
@@ -174,8 +178,9 @@ impl Stream for Outbox {
     }
 
     async fn state(sql: Sql, _names: &Names) -> Result<Option<State>, session::Error> {
-        let size = sql.value("SELECT pg_total_relation_size('waltag.outbox')").await?;
-        Ok(Some(State { outbox: size.and_then(|text| text.parse().ok()), ..State::default() }))
+        let rows = sql.rows("SELECT pg_total_relation_size('waltag.outbox'), waltag.outbox_limit()").await?;
+        let number = |index: usize| rows.first()?.get(index)?.parse().ok();
+        Ok(Some(State { outbox: number(0), outbox_limit: number(1), ..State::default() }))
     }
 
     async fn close(self, _limit: Duration) {}
@@ -222,7 +227,7 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
     let (session, reader) = (open().await?, open().await?);
     let failed = |error| Error::session("reading the server's state", &place, &error);
     let query = "SELECT current_setting('server_version_num'), pg_is_in_recovery(), \
-        to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.progress') IS NOT NULL, current_setting('server_encoding')";
+        to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.skipped') IS NOT NULL, current_setting('server_encoding')";
     let rows = session.rows(query).await.map_err(failed)?;
     let field = |index: usize| rows.first().and_then(|row| row.get(index)).unwrap_or_default();
     let config = |sentence: String| Err(Error::permanent(Exit::Config, sentence));

@@ -50,6 +50,10 @@ pub struct Page {
     pub complete: Option<String>,
     /// It is the first of its poll; the end of the server's log.
     pub first: Option<Lsn>,
+    /// How often writers had found the outbox full when the poll began.
+    pub skipped: i64,
+    /// More often than at the poll before.
+    pub full: bool,
 }
 
 /// The poll under way, and where it goes on.
@@ -61,6 +65,8 @@ pub struct Poll {
     now: String,
     /// Polls so far.
     number: u64,
+    /// How often writers have found the outbox full.
+    skipped: i64,
     running: Option<Answer>,
     page: Option<Page>,
     /// The last row of the page before.
@@ -76,6 +82,7 @@ impl Poll {
             before: progress.snapshot().to_owned(),
             now: String::new(),
             number: progress.first_poll(),
+            skipped: progress.skipped(),
             running: None,
             page: None,
             last: None,
@@ -130,7 +137,7 @@ impl Poll {
         let rows = format!("xid >= ({}) AND NOT pg_visible_in_snapshot(xid, '{before}')", least_since(before));
         let query = format!(
             "{BY_INDEX} WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot) SELECT s.snapshot::text, {COLUMNS}, \
-             pg_current_wal_insert_lsn() FROM s LEFT JOIN LATERAL ({}) o ON true",
+             pg_current_wal_insert_lsn(), {SKIPPED} FROM s LEFT JOIN LATERAL ({}) o ON true",
             page(&rows)
         );
         (self.last, self.complete) = (None, false);
@@ -168,7 +175,10 @@ impl Poll {
         let found = answer.first().and_then(|row| row.get(10)?.parse::<usize>().ok()).unwrap_or_default();
         self.complete = rows.len() == found && found < PAGE;
         let complete = self.complete.then(|| self.now.clone());
-        self.page = Some(Page { rows, complete, first });
+        // The sequence is read behind the snapshot: whose commit is in it has found the outbox full before.
+        let skipped = first.and_then(|_| answer.first()?.get(12)?.parse().ok()).unwrap_or(self.skipped);
+        let full = std::mem::replace(&mut self.skipped, skipped) != skipped;
+        self.page = Some(Page { rows, complete, first, skipped, full });
         Ok(())
     }
 
@@ -184,9 +194,13 @@ impl Poll {
             self.before.clone_from(&self.now);
             self.number += 1;
         }
-        self.page.take().unwrap_or(Page { rows: Vec::new(), complete: None, first: None })
+        let skipped = self.skipped;
+        self.page.take().unwrap_or(Page { rows: Vec::new(), complete: None, first: None, skipped, full: false })
     }
 }
+
+/// How often writers have found the outbox full: beside the transactions, so that none can hide it.
+pub const SKIPPED: &str = "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM waltag.skipped)";
 
 const COLUMNS: &str = "o.xid::text, o.id, ((extract(epoch FROM o.at) - 946684800) * 1000000)::int8, o.relation, o.root, o.kind, \
      array_to_json(o.names), array_to_json(o.old), array_to_json(o.new), o.found";

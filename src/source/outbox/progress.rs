@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::poll::{BY_INDEX, WITHIN, least_since};
+use super::poll::{BY_INDEX, SKIPPED, WITHIN, least_since};
 use crate::source::lsn::Lsn;
 use crate::source::session::{self, Answer, Session, Sql, literal};
 
@@ -20,6 +20,8 @@ const LEASE: &str = "5 seconds";
 const WHOLE: Duration = Duration::from_secs(600);
 /// Seconds since 2020: with 32 bits behind them they fit until 2088.
 const MOMENT: &str = "(extract(epoch FROM clock_timestamp())::int8 - 1577836800)";
+/// A table that could not be emptied, because a transaction has written into it, is tried again after this time.
+const EMPTY_AGAIN: Duration = Duration::from_secs(5);
 /// Rows that one statement deletes.
 const PORTION: usize = 10_000;
 
@@ -46,8 +48,12 @@ pub struct Progress {
     snapshot: String,
     position: Lsn,
     first_poll: u64,
+    /// How often writers had found the outbox full, as far as that was made up for.
+    skipped: i64,
+    /// The outbox is full: when it is to be emptied.
+    full: Option<Instant>,
     /// Polls that are complete and not confirmed.
-    polls: VecDeque<(Lsn, String)>,
+    polls: VecDeque<(Lsn, String, i64)>,
     /// Confirmed since the row was written.
     news: bool,
     /// Rows may be left that everybody is done with.
@@ -66,6 +72,7 @@ pub struct Progress {
 enum Doing {
     Writing,
     Deleting,
+    Emptying,
 }
 
 impl Progress {
@@ -79,8 +86,8 @@ impl Progress {
         let (name, owner_text) = (literal(instance), literal(owner));
         // The moment in the upper bits: a marker of an installation before is behind, and so a gap.
         sql.execute(&format!(
-            "INSERT INTO waltag.progress (instance, position, done) \
-             VALUES ({name}, {MOMENT} << 32, pg_current_snapshot()) ON CONFLICT DO NOTHING"
+            "INSERT INTO waltag.progress (instance, position, done, skipped) \
+             VALUES ({name}, {MOMENT} << 32, pg_current_snapshot(), {SKIPPED}) ON CONFLICT DO NOTHING"
         ))
         .await?;
         let who = if pooled {
@@ -92,7 +99,7 @@ impl Progress {
             "UPDATE waltag.progress p SET owner = {owner_text}, at = clock_timestamp(), (pid, begun) = (SELECT {who}) WHERE instance = {name} \
              AND (owner IN ('', {owner_text}) OR at < clock_timestamp() - interval '{LEASE}' OR (pid IS NOT NULL AND NOT EXISTS \
                (SELECT FROM pg_stat_activity a WHERE a.pid = p.pid AND (a.backend_start IS NULL OR a.backend_start = p.begun)))) \
-             RETURNING position, done::text, greatest(position >> {WITHIN}, {MOMENT} << 12) + 1"
+             RETURNING position, done::text, greatest(position >> {WITHIN}, {MOMENT} << 12) + 1, skipped"
         );
         let rows = sql.rows(&query).await?;
         let Some(row) = rows.first() else { return Ok(None) };
@@ -104,6 +111,8 @@ impl Progress {
             snapshot: row.get(1).unwrap_or_default().to_owned(),
             position: Lsn(number(0)),
             first_poll: number(2),
+            skipped: row.get(3).and_then(|text| text.parse().ok()).unwrap_or_default(),
+            full: None,
             polls: VecDeque::new(),
             news: false,
             deletable: true,
@@ -130,16 +139,26 @@ impl Progress {
         self.first_poll
     }
 
+    /// How often writers had found the outbox full, as far as that was made up for.
+    pub fn skipped(&self) -> i64 {
+        self.skipped
+    }
+
     /// A poll was handed over as a whole.
-    pub fn complete(&mut self, position: Lsn, snapshot: &str) {
-        self.polls.push_back((position, snapshot.to_owned()));
+    pub fn complete(&mut self, position: Lsn, snapshot: &str, skipped: i64) {
+        self.polls.push_back((position, snapshot.to_owned(), skipped));
+    }
+
+    /// The outbox is full, and everything is being made stale: what is in it is not needed any more, by no instance.
+    pub fn empty(&mut self) {
+        self.full.get_or_insert_with(Instant::now);
     }
 
     /// Everything up to here is done.
     pub fn confirm(&mut self, position: Lsn) {
-        while let Some((done, snapshot)) = self.polls.pop_front_if(|(end, _)| *end <= position) {
-            (self.position, self.news) = (done, self.news || self.snapshot != snapshot);
-            self.snapshot = snapshot;
+        while let Some((done, snapshot, skipped)) = self.polls.pop_front_if(|(end, ..)| *end <= position) {
+            self.news |= self.snapshot != snapshot || self.skipped != skipped;
+            (self.position, self.snapshot, self.skipped) = (done, snapshot, skipped);
         }
     }
 
@@ -147,14 +166,16 @@ impl Progress {
     pub async fn work(&mut self) -> Result<(), Error> {
         if self.running.is_none() {
             let wait = if self.news { AFTER_CONFIRMATION } else { SIGN };
-            if !self.deletable {
+            let full = self.full.is_some_and(|since| since <= Instant::now());
+            if !self.deletable && !full {
                 sleep_until(self.last + wait).await;
             }
-            self.running = Some(match self.deletable {
-                true => (Doing::Deleting, self.sql.ask(self.deletion())),
-                false => (Doing::Writing, self.sql.ask(self.writing(&self.owner))),
+            self.running = Some(match (full, self.deletable) {
+                (true, _) => (Doing::Emptying, self.sql.ask("SELECT waltag.empty_outbox()")),
+                (false, true) => (Doing::Deleting, self.sql.ask(self.deletion())),
+                (false, false) => (Doing::Writing, self.sql.ask(self.writing(&self.owner))),
             });
-            if !self.deletable {
+            if !self.deletable && !full {
                 (self.deletable, self.news) = (self.news, false);
                 self.written.clone_from(&self.snapshot);
             }
@@ -168,6 +189,11 @@ impl Progress {
             Doing::Writing => {
                 self.last = Instant::now();
                 if rows.is_empty() { Err(Error::Lost) } else { Ok(()) }
+            }
+            Doing::Emptying => {
+                let emptied = rows.first().and_then(|row| row.get(0)) == Some("t");
+                self.full = (!emptied).then(|| Instant::now() + EMPTY_AGAIN);
+                Ok(())
             }
             Doing::Deleting => {
                 let deleted = rows.first().and_then(|row| row.get(0)).and_then(|text| text.parse::<usize>().ok());
@@ -191,10 +217,11 @@ impl Progress {
 
     fn writing(&self, owner: &str) -> String {
         format!(
-            "UPDATE waltag.progress SET position = {}, done = '{}', owner = {}, at = clock_timestamp() \
+            "UPDATE waltag.progress SET position = {}, done = '{}', skipped = {}, owner = {}, at = clock_timestamp() \
              WHERE instance = {} AND owner = {} RETURNING 1",
             self.position.0,
             self.snapshot,
+            self.skipped,
             literal(owner),
             literal(&self.instance),
             literal(&self.owner)

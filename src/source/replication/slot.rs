@@ -124,6 +124,8 @@ pub struct State {
     pub holder: Option<String>,
     /// Bytes of the outbox, where one is read in place of a slot.
     pub outbox: Option<i64>,
+    /// What it may have; 0 for no bound.
+    pub outbox_limit: Option<i64>,
 }
 
 /// More than this beyond what is unconfirmed, and somebody holds it: the slot moves only every 15 s or so.
@@ -149,6 +151,7 @@ impl State {
             invalidated: row.get(4).map(str::to_owned),
             holder: None,
             outbox: None,
+            outbox_limit: None,
         };
         if state.retained - state.unconfirmed > HELD {
             state.holder = sql.value(OLDEST_WRITER).await?;
