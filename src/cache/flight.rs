@@ -45,7 +45,10 @@ pub(super) async fn connect(cache: Cache, marker: String, witnesses: BTreeSet<u1
 pub(super) async fn claim(cache: Cache, mut masters: Masters, write: Vec<Command>) -> Outcome {
     let mut replies = Replies::default();
     let result = exchange(&cache, &mut masters, write, Vec::new(), &mut replies).await;
-    Outcome::Claimed(result.map(|()| replies.markers))
+    Outcome::Claimed(match result {
+        Ok(()) if replies.moved => Err(masters::moved(&cache)),
+        result => result.map(|()| replies.markers),
+    })
 }
 
 /// Sends a marker and a batch in slices, looking at every reply; replicas are waited for behind a marker.

@@ -7,6 +7,7 @@
 mod missed;
 #[cfg(test)]
 mod tests;
+mod unproven;
 mod work;
 
 use std::future::Future;
@@ -33,6 +34,7 @@ use crate::source::clock::Timestamp;
 use crate::source::lsn::Lsn;
 use crate::source::visibility::Snapshot;
 use crate::tags::Tags;
+use unproven::Unproven;
 
 /// The marker is written at least this often while the stream runs.
 const MARKER_INTERVAL: Duration = Duration::from_secs(1);
@@ -82,8 +84,8 @@ pub struct Lane {
     trouble: Option<String>,
     /// It has taken tags of this process: a refusal is no wrong setting from the start.
     proven: bool,
-    /// Without repeats: the last batch, until a marker behind it proves that this Redis still has it.
-    unproven: Option<Batch>,
+    /// What no marker proves yet.
+    unproven: Unproven,
     /// The marker was told to forget its progress, and has not been told of any since.
     forgotten: bool,
     /// The slot is further than what was received: the marker decides whether something was missed.
@@ -123,6 +125,8 @@ struct Flight {
     followers: bool,
     /// The marker says what the rules cover.
     edition: Option<u64>,
+    /// Slots of a Cluster were not where they were thought to be.
+    redirected: bool,
 }
 
 /// What the daemon should know.
@@ -188,7 +192,7 @@ impl Lane {
             attachment: Attachment::Attached,
             trouble: None,
             proven: false,
-            unproven: None,
+            unproven: Unproven::default(),
             forgotten: false,
             jumped: false,
             reread: false,
@@ -346,7 +350,10 @@ impl Lane {
                 && let Poll::Ready(outcome) = self.sweeps.poll(&self.cache, context)
             {
                 return Poll::Ready(match outcome {
-                    Ok((swept, passed)) => Event::Swept(swept, passed),
+                    Ok((swept, passed, scope)) => {
+                        self.unproven.swept(scope);
+                        Event::Swept(swept, passed)
+                    }
                     Err(error) => self.sweep_failed(error),
                 });
             }

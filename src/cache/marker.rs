@@ -139,8 +139,10 @@ fn witness_key(key: &str, slot: u16) -> String {
 /// What Redis answered to a write.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Written.
+    /// Written, everywhere.
     Written,
+    /// Not answered everywhere: nobody knows.
+    Open,
     /// Somebody else wrote, or Redis lost writes: what stands there now.
     Refused(Gap),
     /// Redis is full and takes no writes; deletions go through. The position counts all the same: the price is that a
@@ -276,12 +278,13 @@ impl Marker {
         self.places.iter().map(write).collect()
     }
 
-    /// Takes the answers to [`Marker::write`], `Nil` where none came.
-    pub fn answered(&mut self, values: &[Value]) -> Answer {
+    /// Takes the answers to [`Marker::write`], `Nil` where none came: unless they are `complete`, nobody knows why.
+    pub fn answered(&mut self, values: &[Value], complete: bool) -> Answer {
         let next = self.next();
         let mut answer = Answer::Written;
         for (place, value) in self.places.iter_mut().zip(values) {
             match value {
+                Value::Nil if !complete && matches!(answer, Answer::Written | Answer::Full) => answer = Answer::Open,
                 Value::Nil => {}
                 Value::Int(1) => place.held = Held { owner: self.owner.clone(), seq: next.to_string() },
                 Value::ServerError(error) if is_full(error) => {

@@ -272,6 +272,12 @@ pub fn redirection(error: &redis::ServerError) -> Option<(u16, String, bool)> {
     Some((slot.parse().ok()?, name.to_owned(), moved))
 }
 
+/// What was read before may not be what is there.
+pub fn moved(cache: &Cache) -> Error {
+    let sentence = "slots of the Cluster have moved; they are looked for again".into();
+    Error { cache: cache.name.clone(), address: cache.address(), sentence, kind: Kind::Away }
+}
+
 /// Nobody has the slot of a key: a part of the Cluster is away.
 pub fn nobody(cache: &Cache) -> Error {
     let sentence = "no master of the Cluster has the slot of a key; `redis-cli --cluster check` says more".into();

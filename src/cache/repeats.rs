@@ -121,22 +121,26 @@ impl Repeats {
         Ok(Some((stage, portion)))
     }
 
-    /// The last portion of a queue was acknowledged. A finished pass moves on to the next delay.
-    pub fn done(&mut self, stage: usize, portion: usize) {
-        let Some(owed) = self.queues.get_mut(stage).and_then(VecDeque::front_mut) else { return };
+    /// The last portion of a queue was acknowledged. A finished pass moves on to the next delay; the position before the portion if there is
+    /// none.
+    pub fn done(&mut self, stage: usize, portion: usize) -> Option<Lsn> {
+        let last = stage + 1 == self.queues.len();
+        let owed = self.queues.get_mut(stage).and_then(VecDeque::front_mut)?;
         owed.sent += portion;
+        let floor = last.then_some(owed.floor);
         let left = match &owed.tags {
             Kept::Memory(tags) => tags.len().saturating_sub(owed.sent),
             Kept::File { .. } => 0,
         };
         if left > 0 {
-            return;
+            return floor;
         }
         let finished = self.queues.get_mut(stage).and_then(VecDeque::pop_front);
         if let (Some(owed), Some(next)) = (finished, self.queues.get_mut(stage + 1)) {
             next.push_back(Owed { sent: 0, ..owed });
             self.keep_to_share(stage + 1);
         }
+        floor
     }
 
     /// The position before the oldest transaction that is owed a repeat.

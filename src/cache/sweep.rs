@@ -220,8 +220,8 @@ impl Sweeps {
         self.repeats.clear();
     }
 
-    /// Works on; ready when a sweep is complete (how many keys, and what it was) or has failed.
-    pub fn poll(&mut self, cache: &Cache, context: &mut Context<'_>) -> Poll<Result<(u64, Passed), Error>> {
+    /// Works on; ready when a sweep is complete (how many keys, what it was, and what for) or has failed.
+    pub fn poll(&mut self, cache: &Cache, context: &mut Context<'_>) -> Poll<Result<(u64, Passed, Scope), Error>> {
         if let Some(Resync { pass, gap, .. }) = &mut self.resync
             && let Pass::Resting(rest) = pass
             && rest.as_mut().poll(context).is_ready()
@@ -252,7 +252,8 @@ impl Sweeps {
             Ok(swept) => {
                 self.backoff.reset();
                 self.failing_since = None;
-                Ok((swept, self.passed(wanted, &cache.repeat)))
+                let scope = wanted.scope.clone();
+                Ok((swept, self.passed(wanted, &cache.repeat), scope))
             }
             Err(error) => {
                 self.backoff.next();

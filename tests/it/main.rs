@@ -13,6 +13,7 @@ mod crash;
 mod demo;
 mod dialects;
 mod endurance;
+mod failover;
 mod gaps;
 mod grammar;
 mod libraries;

@@ -41,7 +41,7 @@ async fn a_file_that_this_process_has_judged_is_in_no_doubt() {
     let mut lane = lane();
     assert_eq!(lane.cover(coverage(1), &Truncated::new(), Lsn(0x20), Lsn(0x20)), None);
     assert_eq!(lane.gap(found("before", &coverage(1))), None);
-    assert!(lane.marked_by(&[Value::Int(1)]).is_none(), "claimed");
+    assert!(lane.marked_by(&[Value::Int(1)], true).is_none(), "claimed");
     assert_eq!(lane.cover(coverage(2), &Truncated::from([(1, 2)]), Lsn(0x30), Lsn(0x30)), None);
     assert_eq!(lane.gap(found("me", &coverage(1))), None);
     assert_eq!(lane.settle_doubts(Lsn(0x40), &Truncations::default()), None);

@@ -17,11 +17,8 @@ use super::super::marker::{Answer, BEHIND, Found, OTHER_DAEMON};
 use super::super::repeats::Repeats;
 use crate::tags::Tags;
 
+use super::unproven::{Acknowledged, Unproven};
 use super::{Attachment, Event, Flight, Lane, MARKER_INTERVAL, MARKER_PAUSE};
-
-/// Tags without a marker behind them: in a large transaction the position stands still for long, and its marker would come
-/// once a second only.
-const UNPROVEN: usize = 1 << 20;
 
 type Work = Pin<Box<dyn Future<Output = Outcome>>>;
 
@@ -43,8 +40,8 @@ impl Lane {
     /// Is there something that the marker should tell or prove?
     fn has_moved(&self) -> bool {
         let told = self.told_edition == Some(self.edition) || self.full || self.doubts.is_some();
-        let unproven = self.unproven.as_ref().is_some_and(|batch| batch.tags.size() > UNPROVEN);
-        unproven || ((self.progress > self.written || self.forgotten || !told) && self.sweeps.resyncing().is_none())
+        self.unproven.is_much()
+            || ((self.progress > self.written || self.forgotten || !told) && self.sweeps.resyncing().is_none())
     }
 
     /// A write of the marker. During a resync it tells of nothing, so that a crash starts the resync again.
@@ -62,6 +59,7 @@ impl Lane {
     pub(super) fn start(&mut self) -> Work {
         if std::mem::take(&mut self.reread) {
             self.connection = None;
+            self.owe_again();
             return rest_until(Instant::now());
         }
         let Some(connection) = self.connection.clone() else { return Box::pin(pending()) };
@@ -74,12 +72,22 @@ impl Lane {
         let moved = self.has_moved() || Instant::now() >= self.marked_at + MARKER_INTERVAL;
         let marker = self.progress.filter(|_| moved && !self.paused);
         let write = marker.map(|_| self.marker_write()).unwrap_or_default();
+        if marker.is_some() {
+            self.unproven.asked();
+        }
         let followers = self.next.tags.is_empty() && self.followers.ready().is_some();
         let (batch, repeat) = self.next_batch();
         let told = marker.filter(|_| self.sweeps.resyncing().is_none());
         let edition = self.in_flight.edition;
-        self.in_flight =
-            Flight { floor: batch.floor, size: batch.tags.size().max(1), marker: told, repeat, followers, edition };
+        self.in_flight = Flight {
+            floor: batch.floor,
+            size: batch.tags.size().max(1),
+            marker: told,
+            repeat,
+            followers,
+            edition,
+            redirected: false,
+        };
         Box::pin(flight(self.cache.clone(), connection, write, batch))
     }
 
@@ -131,7 +139,7 @@ impl Lane {
                 self.in_flight.marker = self.progress.filter(|_| counts);
                 gap.map(Event::Resync)
             }
-            Outcome::Claimed(Ok(answers)) => Some(match self.marked_by(&answers) {
+            Outcome::Claimed(Ok(answers)) => Some(match self.marked_by(&answers, true) {
                 told @ (None | Some(Event::Full)) => {
                     (self.attempted, self.trouble) = (true, None);
                     told.unwrap_or(Event::Up)
@@ -144,7 +152,8 @@ impl Lane {
             }),
             Outcome::Landed { batch, replies: Replies { markers, futile, moved }, replicas, result } => {
                 let behind = replicas.and_then(|count| self.replicated(count));
-                let refusal = (!markers.is_empty()).then(|| self.marked_by(&markers)).flatten();
+                self.in_flight.redirected = moved;
+                let refusal = (!markers.is_empty()).then(|| self.marked_by(&markers, result.is_ok())).flatten();
                 // The slots lie otherwise now: who has them is asked again, and what stands there.
                 self.reread |= moved;
                 let flight = std::mem::take(&mut self.in_flight);
@@ -201,19 +210,22 @@ impl Lane {
             self.followers.hold(&batch, self.end);
         }
         let spare = match flight.repeat {
-            Some(queue) => {
-                self.repeats.done(queue, sent);
-                Some(batch)
-            }
+            Some(queue) => match self.repeats.done(queue, sent) {
+                Some(floor) => {
+                    self.unproven.keep(Batch { floor: Some(floor), ..batch });
+                    None
+                }
+                None => Some(batch),
+            },
             None if flight.followers => {
                 // A reader there may have been computing.
                 if let Some(batch) = self.followers.done() {
-                    self.repeats.owe(batch);
+                    self.owe_on(batch);
                 }
                 Some(batch)
             }
-            None if self.cache.repeat.is_empty() => self.keep_unproven(batch),
-            None => self.repeats.owe(batch),
+            None if batch.floor.is_some() => self.owe_on(batch),
+            None => Some(batch),
         };
         if let Some(spare) = spare {
             self.spare = spare.emptied();
@@ -236,34 +248,43 @@ impl Lane {
         news.then_some(Event::Behind(count))
     }
 
-    /// Without repeats nothing else remembers what was acknowledged since the last marker: at most a second's tags.
-    fn keep_unproven(&mut self, batch: Batch) -> Option<Batch> {
-        match (&mut self.unproven, batch.floor) {
-            (Some(kept), Some(floor)) => {
-                kept.add(&batch.tags, floor, batch.committed);
-                Some(batch)
-            }
-            (None, Some(_)) => {
-                self.unproven = Some(batch);
-                None
-            }
-            (_, None) => Some(batch),
+    /// Tags whose pass was acknowledged are owed the repeats, or a proof: hands the batch back if it is not needed any more.
+    fn owe_on(&mut self, batch: Batch) -> Option<Batch> {
+        if !self.cache.repeat.is_empty() {
+            return self.repeats.owe(batch);
+        }
+        self.unproven.keep(batch);
+        None
+    }
+
+    /// The connection ends: what no marker has proven may be lost by then, and is owed once more. Nothing behind the marker counts as done.
+    fn owe_again(&mut self) {
+        let Some(Acknowledged { batches, scope, .. }) = self.unproven.take() else { return };
+        self.progress = self.written;
+        for batch in batches {
+            self.add(&batch.tags, batch.floor.unwrap_or(self.confirmed), None);
+        }
+        if let Some(scope) = scope {
+            self.sweeps.want(scope, self.written.map_or(self.confirmed, |written| written.done));
         }
     }
 
     /// Takes the answer to a marker. A refusal is a loss: it is told, everything goes stale, and the next write claims what
     /// stands there now.
-    pub(super) fn marked_by(&mut self, answers: &[Value]) -> Option<Event> {
-        let wanted = self.in_flight.marker.take();
+    pub(super) fn marked_by(&mut self, answers: &[Value], complete: bool) -> Option<Event> {
+        // Sent on to another node, it proves nothing of what went to the one before.
+        let wanted = self.in_flight.marker.take().filter(|_| !self.in_flight.redirected);
         let edition = self.in_flight.edition.take();
         self.marked_at = Instant::now();
-        match self.marker.answered(answers) {
+        match self.marker.answered(answers, complete) {
             Answer::Written => {
                 self.written = self.written.max(wanted);
                 self.full = false;
                 self.told_edition = edition.or(self.told_edition);
                 // Whoever loses what came before loses this as well, and the next marker finds out.
-                self.unproven = None;
+                if !self.in_flight.redirected {
+                    self.unproven.proven();
+                }
                 if wanted.is_some() {
                     self.forgotten = false;
                 }
@@ -277,6 +298,7 @@ impl Lane {
                 }
                 Some(Event::Refused(gap))
             }
+            Answer::Open => None,
             Answer::Full => {
                 self.written = self.written.max(wanted);
                 (!std::mem::replace(&mut self.full, true)).then_some(Event::Full)
@@ -289,10 +311,7 @@ impl Lane {
         self.attempted = true;
         self.connection = None;
         self.in_flight = Flight::default();
-        // A failover may have lost what was acknowledged after the last marker.
-        if let Some(batch) = self.unproven.take() {
-            self.add(&batch.tags, batch.floor.unwrap_or(self.confirmed), None);
-        }
+        self.owe_again();
         self.sweeps.restart();
         self.rest();
         let away = self.away_since.get_or_insert_with(Instant::now).elapsed();
@@ -326,7 +345,7 @@ impl Lane {
             return None;
         }
         self.attachment = Attachment::Detached;
-        (self.next, self.unproven) = (Batch::default(), None);
+        (self.next, self.unproven) = (Batch::default(), Unproven::default());
         self.repeats = Repeats::new(&self.cache.repeat, self.share.unwrap_or_default() / 2);
         self.sweeps.forget();
         self.followers.forget();

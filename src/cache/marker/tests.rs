@@ -17,9 +17,20 @@ fn each_write_expects_the_one_before() {
     let mut marker = marker();
     marker.found(Found::default(), Lsn(0), &Coverage::default(), false);
     assert_eq!(marker.next(), 1);
-    assert_eq!(marker.answered(&[Value::Int(1)]), Answer::Written);
+    assert_eq!(marker.answered(&[Value::Int(1)], true), Answer::Written);
     assert_eq!(marker.places[0].held, Held { owner: "me".into(), seq: "1".into() });
     assert_eq!(marker.next(), 2);
+}
+
+/// A flight that failed, or a node of a Cluster that did not answer: it counted as written, and what was acknowledged before was taken for proven.
+#[test]
+fn what_was_not_answered_was_not_written() {
+    let mut marker = marker();
+    marker.found(found("me", "3", "0/10"), Lsn(0), &Coverage::default(), false);
+    assert_eq!(marker.answered(&[Value::Nil], false), Answer::Open);
+    assert_eq!(marker.places[0].held.seq, "3");
+    assert_eq!(marker.next(), 5, "no number is used twice");
+    assert_eq!(marker.answered(&[Value::Int(1)], false), Answer::Written);
 }
 
 #[test]
@@ -28,7 +39,9 @@ fn a_refusal_says_what_happened() {
     for (owner, seq, word) in [("", "", "emptied"), ("you", "4", "another waltag"), ("me", "1", "went back")] {
         let mut marker = marker();
         marker.found(found("me", "3", "0/10"), Lsn(0), &Coverage::default(), false);
-        let Answer::Refused(reason) = marker.answered(&[Value::Array(vec![bulk(owner), bulk(seq)])]) else { panic!() };
+        let Answer::Refused(reason) = marker.answered(&[Value::Array(vec![bulk(owner), bulk(seq)])], true) else {
+            panic!()
+        };
         assert!(reason.sentence.contains(word), "{reason}");
         assert_eq!(marker.places[0].held, Held { owner: owner.into(), seq: seq.into() });
     }
@@ -53,7 +66,7 @@ fn what_is_a_loss_while_running() {
     let loss = |again: Found| {
         let mut marker = marker();
         marker.found(found("old", "9", "0/20"), Lsn(0x20), &Coverage::default(), false);
-        marker.answered(&[Value::Int(1)]);
+        marker.answered(&[Value::Int(1)], true);
         marker.found(again, Lsn(0x99), &Coverage::default(), false).map(|gap| gap.sentence)
     };
     assert_eq!(loss(found("me", "10", "0/20")), None);
