@@ -78,6 +78,14 @@ impl Command {
         command
     }
 
+    /// To be sent to another server: a cursor says nothing there.
+    pub(super) fn restarted(mut self) -> Command {
+        if let (Next::Cursor, Some(place)) = (self.next, self.arguments.get_mut(CURSOR)) {
+            *place = b"0".to_vec();
+        }
+        self
+    }
+
     /// What is left to do after its answer.
     pub fn after(mut self, answer: &redis::Value) -> Vec<Command> {
         match self.next {

@@ -38,7 +38,8 @@ impl Error {
             (ErrorKind::AuthenticationFailed, _) | (_, "WRONGPASS" | "NOAUTH") => {
                 (Kind::Refused, format!("Redis refuses the user or password ({said}); correct the cache's `url`"))
             }
-            (_, "NOPERM") if said.contains("one of the keys") => (Kind::Futile, said),
+            // Of the command itself they say `run the '...' command`.
+            (_, "NOPERM" | "ERR") if KEY_REFUSED.iter().any(|words| said.contains(words)) => (Kind::Futile, said),
             (_, "NOPERM") => (Kind::Refused, format!("{said}; the ACL user needs {PERMISSIONS}")),
             (_, "WRONGTYPE" | "CROSSSLOT") => (Kind::Futile, said),
             // A command within a script: each version wraps it in its own way, 6.2 the error itself.
@@ -99,7 +100,10 @@ fn certificate(said: &str) -> String {
 }
 
 /// ACL rules that the daemon needs for the dialects it speaks.
-pub const PERMISSIONS: &str = "+hello +auth +ping +select +hmget +hset +hdel +time +eval +evalsha +script|load +unlink +set +scan on its keys and ~waltag:*; dialects with times, counters, sets or a bus also +get +hget +hrandfield +hscan +pttl +pexpire +incr +smembers +sscan +zscan +srem +zrem +publish and &its channels; a Cluster also +cluster|slots +cluster|nodes +asking; behind Sentinels also +role, for wait_replicas also +wait";
+pub const PERMISSIONS: &str = "+hello +auth +ping +select +hmget +hset +hdel +time +eval +evalsha +script|load +unlink +set +scan on its keys and ~waltag:*; dialects with times, counters, sets or a bus also +get +hget +hrandfield +hscan +pttl +pexpire +incr +smembers +sscan +zscan +srem +zrem +publish and &its channels; a Cluster also +cluster|slots +cluster|nodes +asking; for wait_replicas also +wait";
+
+/// What a key is refused with: Redis up to 7.0, and 7.2 and Valkey, also within a script.
+const KEY_REFUSED: [&str; 2] = ["one of the keys", "access a key"];
 
 /// What passes by itself, within the error of a script.
 const WRAPPED: [&str; 6] = ["-READONLY", "-MISCONF", "-NOREPLICAS", "-LOADING", "-MASTERDOWN", "-CLUSTERDOWN"];
@@ -108,6 +112,8 @@ const WRAPPED: [&str; 6] = ["-READONLY", "-MISCONF", "-NOREPLICAS", "-LOADING", 
 fn said(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
+        // Our own words.
+        (None, Some(detail)) if error.kind() == ErrorKind::InvalidClientConfig => detail.to_owned(),
         _ => error.to_string(),
     }
 }
@@ -137,6 +143,14 @@ mod tests {
             Kind::Refused
         );
         assert_eq!(kind(&wrapped("WRONGTYPE")), Kind::Futile);
+        for said in [
+            "NOPERM this user has no permissions to access one of the keys used as arguments",
+            "NOPERM No permissions to access a key",
+            "ERR ACL failure in script: No permissions to access a key",
+        ] {
+            assert_eq!(kind(said), Kind::Futile, "{said}");
+        }
+        assert_eq!(kind("NOPERM User w has no permissions to run the 'unlink' command"), Kind::Refused);
         assert_eq!(kind("NOSCRIPT No matching script."), Kind::Away);
     }
 }

@@ -137,14 +137,21 @@ async fn take(
             return Ok(Vec::new());
         }
         (answer, None) => {
-            let left = one.command.after(&answer).into_iter();
-            return Ok(left.map(|command| Owed::new(command, None)).collect());
+            let (redirected, hops, asking) = (one.redirected, one.hops, one.asking);
+            let key = one.command.key().to_vec();
+            let left = one.command.after(&answer).into_iter().map(|command| match command.key() == key {
+                // It goes on where it is: the node before would send it here again, and to its beginning.
+                true => Owed { command, marker: None, redirected, hops, asking },
+                false => Owed::new(command, None),
+            });
+            return Ok(left.collect());
         }
     };
-    if let (Some((slot, name, moved)), true) = (redirection(&answer), one.hops < HOPS) {
+    if let (Some((slot, name, moved)), true, true) = (redirection(&answer), one.hops < HOPS, masters.is_cluster()) {
         replies.moved |= moved;
         let node = masters.redirected(slot, &name, moved).await.map_err(|error| Error::new(cache, &error))?;
-        return Ok(vec![Owed { redirected: Some(node), hops: one.hops + 1, asking: !moved, ..one }]);
+        let command = one.command.restarted();
+        return Ok(vec![Owed { command, redirected: Some(node), hops: one.hops + 1, asking: !moved, ..one }]);
     }
     let error = Error::reply(cache, answer);
     if error.kind != Kind::Futile {

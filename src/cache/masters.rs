@@ -4,7 +4,7 @@
 //! redis-rs' own connection to a Cluster does, 206 to 246 ms; and it reconnects by itself, but whoever connects has to read the
 //! [`super::marker`] first.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ impl Masters {
             let mut masters = Masters::at(seed.clone(), scripts.clone());
             let opened = match location.is_cluster() {
                 true => masters.discover().await,
-                false => masters.node(&seed.addr().to_string(), seed.clone()).await.map(drop),
+                false => masters.alone(seed).await.map(drop),
             };
             match opened {
                 Ok(()) => return Ok(masters),
@@ -106,9 +106,7 @@ impl Masters {
             false => error,
         };
         let mut masters = Masters::at(seed.clone(), scripts);
-        masters.node(&place, seed).await.map_err(away)?;
-        let role: Vec<Value> = masters.ask(0, &redis::cmd("ROLE")).await.map_err(away)?;
-        let role = redis::from_redis_value_ref::<String>(role.first().unwrap_or(&Value::Nil))?;
+        let role = masters.alone(&seed).await.map_err(away)?;
         if role != "master" {
             return Err(sentinel::sentence(format!(
                 "{place}, whom the Sentinels name, is a {role}: a failover is under way"
@@ -116,6 +114,24 @@ impl Masters {
         }
         masters.watch = Some(Arc::new(watch));
         Ok(masters)
+    }
+
+    /// The only server; its role. One of a Cluster has some of the keys, and a Sentinel none: both would half work.
+    async fn alone(&mut self, seed: &ConnectionInfo) -> RedisResult<String> {
+        self.node(&seed.addr().to_string(), seed.clone()).await?;
+        let hello: RedisResult<HashMap<String, Value>> = self.ask(0, redis::cmd("HELLO").arg(2)).await;
+        let hello = match hello {
+            Err(error) if error.code() == Some("NOPERM") => HashMap::new(),
+            hello => hello?,
+        };
+        let word = |name: &str| redis::from_redis_value_ref::<String>(hello.get(name).unwrap_or(&Value::Nil));
+        let scheme = match word("mode").as_deref() {
+            Ok("cluster") => "redis+cluster",
+            Ok("sentinel") => "redis+sentinel",
+            _ => return Ok(word("role").unwrap_or_default()),
+        };
+        let sentence = format!("this server belongs to others: write the cache's `url` as {scheme}://");
+        Err((ErrorKind::InvalidClientConfig, "the wrong server", sentence).into())
     }
 
     /// Asks a node of a Cluster for the others.
@@ -129,10 +145,14 @@ impl Masters {
             let number = |field: Option<&Value>| redis::from_redis_value_ref::<u16>(field.unwrap_or(&Value::Nil));
             let (first, last) = (number(fields.first())?, number(fields.get(1))?);
             let Some(Value::Array(master)) = fields.get(2) else { continue };
-            let host = master.first().unwrap_or(&Value::Nil);
-            let host = redis::from_redis_value_ref::<Option<String>>(host)?.unwrap_or_default();
+            let host = host_of(master)?;
             let node = self.sibling(&host, number(master.get(1))?).await?;
             slots.iter_mut().take(usize::from(last) + 1).skip(first.into()).for_each(|slot| *slot = node);
+        }
+        // One that was put out of the Cluster knows none; where a part is away, the others say so as well.
+        if slots.contains(&NOBODY) {
+            let place = self.seed.addr();
+            return Err(sentinel::sentence(format!("{place} does not know who has each slot of the Cluster")));
         }
         self.slots = Some(slots.into());
         Ok(())
@@ -197,6 +217,9 @@ impl Masters {
     /// (`ASK`).
     pub async fn redirected(&mut self, slot: u16, name: &str, moved: bool) -> RedisResult<usize> {
         let (host, port) = name.rsplit_once(':').unwrap_or((name, ""));
+        if host == "?" {
+            return Err(sentinel::sentence("a slot has moved to a node without a name; the map is read again".into()));
+        }
         let node = self.sibling(host, port.parse().unwrap_or_default()).await?;
         if moved && let Some(slots) = self.slots.as_mut().map(Arc::make_mut) {
             slots.iter_mut().skip(slot.into()).take(1).for_each(|of| *of = node);
@@ -231,7 +254,7 @@ impl Masters {
         if !self.is_cluster() {
             return Ok(layout);
         }
-        let (mut ids, mut targets) = (BTreeSet::new(), BTreeSet::new());
+        let (mut ids, mut targets, mut owned) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for node in 0..self.nodes.len() {
             let text: String = self.ask(node, redis::cmd("CLUSTER").arg("NODES")).await?;
             let line = text.lines().find(|line| line.contains("myself")).unwrap_or_default();
@@ -239,14 +262,38 @@ impl Masters {
             let words: Vec<&str> = line.split(' ').collect();
             let (id, slots) = (words.first().copied().unwrap_or_default(), words.get(8..).unwrap_or_default());
             ids.insert(id.to_owned());
+            owned.extend(slots.iter().filter_map(|range| slots_of(range)).flatten());
             layout.is_moving |= slots.iter().any(|slot| slot.starts_with('['));
             let target = |slot: &&str| Some(slot.split_once("->-")?.1.trim_end_matches(']').to_owned());
             targets.extend(slots.iter().filter_map(target));
             layout.own.insert(format!("{id} {}", slots.join(" ")));
         }
+        // A map that is older than the Cluster leads to some of its masters.
+        if owned.len() != usize::from(SLOTS) {
+            let count = owned.len();
+            return Err(sentinel::sentence(format!("the masters that are known have {count} of {SLOTS} slots")));
+        }
         layout.is_growing = !targets.is_subset(&ids);
         Ok(layout)
     }
+}
+
+/// `0-5460`, or `77`.
+fn slots_of(range: &str) -> Option<std::ops::RangeInclusive<u16>> {
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    Some(first.parse().ok()?..=last.parse().ok()?)
+}
+
+/// What a Cluster calls a node: a name that it announces, or `?` if it announces none and should; then its address stands behind (7.0). Empty:
+/// where the asked node is.
+fn host_of(node: &[Value]) -> RedisResult<String> {
+    let host: Option<String> = redis::from_redis_value_ref(node.first().unwrap_or(&Value::Nil))?;
+    let host = host.filter(|host| host != "?");
+    if let (None, Some(more)) = (&host, node.get(3)) {
+        let more: HashMap<String, String> = redis::from_redis_value_ref(more)?;
+        return Ok(more.get("ip").cloned().unwrap_or_default());
+    }
+    Ok(host.unwrap_or_default())
 }
 
 /// Connects to one server.

@@ -273,3 +273,72 @@ async fn what_needs_one_server_is_refused() {
     let said = fail(&mut world.waltag("postgres", &["check"]), 65);
     assert!(said.contains("does not work on a Cluster"), "{said}");
 }
+
+/// A node that was put out of the Cluster lives on and knows nobody: a sweep that asked it first looked at no master, and called it done.
+#[tokio::test]
+async fn a_node_that_was_put_out_is_passed_over() {
+    let cluster = Cluster::new(0).await;
+    let bus = free_port().unwrap();
+    let settings = ["--cluster-enabled", "yes", "--cluster-port", &bus.to_string()];
+    let outsider = Redis::start(&settings).unwrap();
+    let world = World::new().await;
+    let url = cluster.url().replace("redis+cluster://", &format!("redis+cluster://127.0.0.1:{},", outsider.port));
+    world.setup(&RULES.replace("{cluster}", &url));
+    let daemon = world.watched();
+    daemon.readyz(200);
+    for id in 1..=30 {
+        cluster.set(&format!("user:{id}")).await;
+    }
+    let sql = world.sql().await;
+    sql.batch_execute("TRUNCATE first_model").await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(cluster.keys().await, [""; 0]);
+}
+
+/// One node by itself has a third of the keys.
+#[tokio::test]
+async fn a_node_is_no_server_of_its_own() {
+    let (cluster, world) = (Cluster::new(0).await, World::new().await);
+    world.setup(&RULES.replace("{cluster}", &cluster.nodes[0].url(0)));
+    let said = fail(&mut world.waltag("waltag", &["run"]), 78);
+    assert!(said.contains("write the cache's `url` as redis+cluster://"), "{said}");
+    let said = fail(&mut world.waltag("waltag", &["invalidate", "--cache", "c", "x"]), 78);
+    assert!(said.contains("redis+cluster://"), "{said}");
+}
+
+/// A cursor says nothing on another server: a set that moves while it is walked is begun anew.
+#[tokio::test]
+async fn a_set_moves_while_it_is_walked() {
+    let (world, cluster, _daemon) = settled(RULES, 0).await;
+    let (key, members) = ("tag:user:7", 20_000);
+    let from = cluster.of(key).await;
+    let to = (from + 1) % 3;
+    for chunk in 0..20 {
+        let mut add = redis::cmd("SADD");
+        add.arg(key).arg((0..members / 20).map(|n| format!("{}", chunk * (members / 20) + n)).collect::<Vec<_>>());
+        add.exec_async(&mut cluster.node(from).await).await.unwrap();
+    }
+    for record in 0..members {
+        if record % 100 == 0 {
+            cluster.set(&format!("record:{record}")).await;
+        }
+    }
+    let slot = cluster.run(0, &format!("CLUSTER KEYSLOT {key}")).await;
+    let (source, target) = (cluster.id(from).await, cluster.id(to).await);
+    cluster.run(to, &format!("CLUSTER SETSLOT {slot} IMPORTING {source}")).await;
+    cluster.run(from, &format!("CLUSTER SETSLOT {slot} MIGRATING {target}")).await;
+    let sql = world.sql().await;
+    let before = cluster.run(from, "INFO commandstats").await;
+    sql.batch_execute("UPDATE first_model SET name = 'x' WHERE id = 7").await.unwrap();
+    // The walk has begun: `members.lua` has run a few times.
+    let calls = |info: &str| -> u64 {
+        info.split("cmdstat_sscan:calls=").nth(1).map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+    };
+    until("the set is being walked", || async {
+        calls(&cluster.run(from, "INFO commandstats").await) > calls(&before) + 3
+    })
+    .await;
+    cluster.run(from, &format!("MIGRATE 127.0.0.1 {} {key} 0 5000", cluster.nodes[to].port)).await;
+    world.settled(&sql).await;
+    assert_eq!(cluster.keys().await, [key], "every record is gone");
+}

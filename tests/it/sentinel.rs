@@ -205,7 +205,7 @@ async fn what_sentinels_refuse_is_told() {
     succeed(&mut invalidate("main", ", sentinel_password: s3cret"));
     let _: String = ask(redis.port, "REPLICAOF 127.0.0.1 1").await.unwrap();
     let said = fail(&mut invalidate("main", ", sentinel_password: s3cret"), 69);
-    assert!(said.contains("is a slave: a failover is under way"), "{said}");
+    assert!(said.contains("is a replica: a failover is under way"), "{said}");
     world.rules(&RULES.replace("\"{sentinels}\"", "'redis://h', sentinel_username: u"));
     let said = fail(&mut world.waltag("waltag", &["check"]), 65);
     assert!(said.contains("no Sentinels in this `url`"), "{said}");
