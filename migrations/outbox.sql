@@ -15,8 +15,9 @@ CREATE UNLOGGED TABLE IF NOT EXISTS waltag.outbox (
   PRIMARY KEY (xid, id)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_insert_threshold = -1,
   autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 1000000);
--- How far each daemon is (one row for each --slot), and who is at work.
-CREATE TABLE IF NOT EXISTS waltag.progress (
+-- How far each daemon is (one row for each --slot), and who is at work. It vanishes with the outbox: behind a pooler nobody else would notice
+-- the crash. And what is not in the WAL is not replicated where all tables are.
+CREATE UNLOGGED TABLE IF NOT EXISTS waltag.progress (
   instance text PRIMARY KEY,
   position bigint NOT NULL,
   done pg_snapshot NOT NULL,
@@ -42,6 +43,7 @@ EXCEPTION WHEN lock_not_available THEN
 END
 $waltag$;
 REVOKE ALL ON FUNCTION waltag.outbox_limit(), waltag.empty_outbox() FROM PUBLIC;
+{ours_alone}
 CREATE OR REPLACE FUNCTION waltag.truncated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $waltag$
 BEGIN
   INSERT INTO waltag.outbox (relation, root, kind) VALUES (TG_RELID, TG_RELID, 't');

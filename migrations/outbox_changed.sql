@@ -16,7 +16,7 @@ DECLARE
     IF TG_OP <> 'DELETE' THEN
       is_now := ARRAY[{new}]::text[];
     END IF;
-{compared}  EXCEPTION WHEN OTHERS THEN
+{compared}{utf8}  EXCEPTION WHEN OTHERS THEN
     BEGIN
       -- A session that has seen the columns with other types cannot read them otherwise.
       names := {columns};
@@ -26,16 +26,16 @@ DECLARE
       IF TG_OP <> 'DELETE' THEN
         EXECUTE {read} INTO is_now USING NEW;
       END IF;
-    EXCEPTION WHEN OTHERS THEN
+{utf8}    EXCEPTION WHEN OTHERS THEN
       what := 'x';
     END;
   END;
-  size := coalesce(pg_column_size(was), 0) + coalesce(pg_column_size(is_now), 0);
+  size := coalesce(pg_column_size(was), 0) + coalesce(pg_column_size(is_now), 0) + pg_column_size(names);
   IF what = 'x' OR size > 1000000 THEN
     what := 'x';
     was := NULL;
     is_now := NULL;
-    size := 0;
+    size := pg_column_size(names);
   END IF;
   IF {full} OR size > 2000 AND {toasted} THEN
     PERFORM nextval('waltag.skipped');
@@ -46,9 +46,5 @@ DECLARE
   RETURN NULL;
 END
 {dollars};
-REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;
--- Whoever makes a partition makes a clone of its trigger.
-DO $$ BEGIN
-  EXECUTE format('GRANT EXECUTE ON FUNCTION {function}() TO %s', (SELECT relowner::regrole FROM pg_class WHERE oid = {root}));
-END $$;
+-- Whoever makes a partition makes a clone of its trigger, and may be another owner by then; called otherwise it does nothing.
 COMMENT ON FUNCTION {function}() IS {comment};

@@ -139,7 +139,9 @@ async fn role(session: &Session, name: &str, feed: Feed) -> Result<Role, sql::Er
         "SELECT (r.rolcanlogin AND ({reads_a_table} OR r.rolreplication OR m.oid IS NOT NULL AND pg_has_role(r.oid, m.oid, 'MEMBER'))) OR r.rolsuper, \
          shobj_description(r.oid, 'pg_authid'), m.oid IS NOT NULL, \
          has_table_privilege(r.oid, to_regclass('waltag.outbox'), 'DELETE') AND has_table_privilege(r.oid, to_regclass('waltag.progress'), 'UPDATE') \
-         AND has_function_privilege(r.oid, to_regproc('waltag.empty_outbox'), 'EXECUTE') \
+         AND has_function_privilege(r.oid, to_regproc('waltag.empty_outbox'), 'EXECUTE'), \
+         EXISTS (SELECT FROM pg_shdepend s WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid \
+           AND s.dbid NOT IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))) \
          FROM (SELECT) one LEFT JOIN pg_roles r ON r.rolname = {} LEFT JOIN pg_roles m ON m.rolname = 'rds_replication'",
         literal(name)
     );
@@ -152,7 +154,8 @@ async fn role(session: &Session, name: &str, feed: Feed) -> Result<Role, sql::Er
         (Some("t"), _) => RoleState::Fit,
         _ => RoleState::Unfit,
     };
-    Ok(Role { name: name.to_owned(), state, by_membership: field(2) == Some("t"), reads_outbox: field(3) == Some("t") })
+    let yes = |index: usize| field(index) == Some("t");
+    Ok(Role { name: name.to_owned(), state, by_membership: yes(2), reads_outbox: yes(3), elsewhere: yes(4) })
 }
 
 /// Waits for a lock at most `lock_timeout` at a time: longer, and every query behind it in the queue would wait too.

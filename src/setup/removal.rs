@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::catalog::Catalog;
 use super::identity::INDEX_PREFIX;
-use super::statements::{Role, RoleState, Statement, remembered};
+use super::statements::{Role, Statement, remembered};
 use crate::source::session::{Error, Sql, identifier, literal};
 
 /// What only the way back needs to know.
@@ -89,9 +89,7 @@ pub fn remove(catalog: &Catalog, remains: &Remains, role: &Role) -> Vec<Statemen
         }
         statements.push(Statement::new(format!("DROP INDEX CONCURRENTLY IF EXISTS {index};")));
     }
-    if role.state == RoleState::Ours {
-        statements.push(Statement::new(format!("DROP ROLE {};", identifier(&role.name))));
-    }
+    statements.extend(role.removal());
     statements
 }
 

@@ -52,10 +52,20 @@ pub struct Role {
     pub name: String,
     /// Is it there, and may it log in and replicate?
     pub state: RoleState,
+    /// Another database of the server has given it something: it cannot be dropped from here.
+    pub elsewhere: bool,
     /// It may read and empty the outbox.
     pub reads_outbox: bool,
     /// Amazon's servers give no REPLICATION; there the role becomes a member of this one.
     pub by_membership: bool,
+}
+
+impl Role {
+    /// The way back, if it is ours and nobody else's.
+    pub fn removal(&self) -> Option<Statement> {
+        let ours = self.state == RoleState::Ours && !self.elsewhere;
+        ours.then(|| Statement::new(format!("DROP ROLE {};", identifier(&self.name))))
+    }
 }
 
 /// What the catalog says of a role.

@@ -1,6 +1,6 @@
 //! `waltag.invalidate` and `waltag.invalidate_in`: tags from SQL, on the way that the changes take.
 
-use super::outbox::statements::{FULL, NOTIFY};
+use super::outbox::statements::{FULL, NOTIFY, ours_alone};
 use super::statements::{MARK, Statement};
 use crate::source::replication::slot::Feed;
 use crate::source::session::{Error, Sql, literal};
@@ -34,20 +34,26 @@ impl Tags {
     pub fn apply(&self, feed: Feed, notify: bool) -> Option<Statement> {
         let (how, security, write) = match (feed, notify) {
             (Feed::Replication, _) => {
-                ("replication", "", "PERFORM pg_logical_emit_message(true, 'waltag', content);".to_owned())
+                ("replication", "", "PERFORM pg_logical_emit_message(true, 'waltag', bytes);".to_owned())
             }
             (Feed::Outbox, notify) => {
-                let row = "INSERT INTO waltag.outbox (relation, root, kind, names) VALUES (0, 0, 'm', ARRAY[content]);";
+                let row = "INSERT INTO waltag.outbox (relation, root, kind, names, size) VALUES (0, 0, 'm', ARRAY[content], octet_length(bytes));";
                 let row =
                     format!("IF {FULL} THEN\n    PERFORM nextval('waltag.skipped');\n  ELSE\n    {row}\n  END IF;");
                 let (how, wake) = if notify { ("outbox, bounded", NOTIFY) } else { ("outbox, bounded and polled", "") };
                 (how, "SECURITY DEFINER", format!("{row}\n  {wake}"))
             }
         };
-        let comment = format!("{MARK}tags by {how}");
+        let comment = format!("{MARK}tags by {how}, in UTF-8");
         (self.comment.as_ref() != Some(&comment)).then(|| {
             let text = INVALIDATE.replace("{security}", security).replace("{write}", &write);
-            Statement::new(text.replace("{comment}", literal(&comment).trim()))
+            // Who was granted it since is not asked again.
+            let ours = if self.comment.is_some() {
+                String::new()
+            } else {
+                ours_alone(false, &["invalidate", "invalidate_in"])
+            };
+            Statement::new(text.replace("{comment}", literal(&comment).trim()).replace("{ours_alone}", &ours))
         })
     }
 

@@ -31,6 +31,9 @@ use crate::settings::Settings;
 
 /// Prefix of our messages in the log. Any role can send one.
 pub const PREFIX: &str = "waltag";
+/// The number of the type `pg_type t`, or of what lies below a domain, however many there are: pgoutput sends that one.
+pub const BASE_TYPE: &str = "(WITH RECURSIVE b AS (SELECT t.oid, t.typbasetype UNION ALL SELECT d.oid, d.typbasetype FROM b \
+    JOIN pg_type d ON d.oid = b.typbasetype) SELECT oid FROM b WHERE typbasetype = 0)::int8";
 /// Messages that are handed over without looking at anything else: bounds how late a reply of Redis is seen.
 const MESSAGES: usize = 256;
 

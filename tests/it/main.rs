@@ -23,6 +23,8 @@ mod operators;
 mod orm;
 mod outages;
 mod outbox;
+mod outbox_full;
+mod outbox_neighbours;
 mod reader;
 mod reload;
 mod replicas;

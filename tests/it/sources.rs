@@ -32,15 +32,15 @@ async fn same(schema: &str, rules: &str, changes: &[&str]) {
 
 #[tokio::test]
 async fn every_type_is_written_the_same() {
-    let schema = "CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN cents AS int; CREATE TYPE pair AS (a int, b text);
+    let schema = "CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN cents AS int; CREATE DOMAIN flag AS bool; CREATE DOMAIN strict_flag AS flag; CREATE TYPE pair AS (a int, b text);
         CREATE TABLE t (id int PRIMARY KEY, b bool, i8 int8, n numeric(10,2), f4 float4, f8 float8, c char(5), v varchar(9), x text, y bytea, u uuid,
-          d date, ts timestamp, tz timestamptz, ti time, iv interval, ip inet, ci cidr, m mood, ce cents, p pair, j json, jb jsonb, a int[], ta text[], mo money, bi bit(3))";
-    let columns = "b i8 n f4 f8 c v x y u d ts tz ti iv ip ci m ce p j jb a ta mo bi";
+          d date, ts timestamp, tz timestamptz, ti time, iv interval, ip inet, ci cidr, m mood, ce cents, p pair, j json, jb jsonb, a int[], ta text[], mo money, bi bit(3), sf strict_flag, rc regclass)";
+    let columns = "b i8 n f4 f8 c v x y u d ts tz ti iv ip ci m ce p j jb a ta mo bi sf rc";
     let tags: Vec<String> = columns.split(' ').map(|column| format!("\"{column}:<{column}>\"")).collect();
     let rules = format!("[{{table: t, old: require, tags: [{}]}}]", tags.join(", "));
     let row = "INSERT INTO t VALUES (1, true, 9007199254740993, 1.50, 0.1, 1e300, 'ab', 'v', E'tab\\tand \\\\ \"quote\"', '\\xdeadbeef', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '2026-11-22',
         '2026-11-22 10:00:00.5', '2026-11-22 10:00:00+02', '10:00', '1 mon 2 days 03:00', '10.0.0.1/32', '10.0.0.0/8', 'glad', 7, ROW(1, 'x y'), '{\"a\" : 1}', '{\"b\": [1, 2]}',
-        '{1,2,NULL}', '{\"a b\",\"\",NULL}', '12.34', B'101')";
+        '{1,2,NULL}', '{\"a b\",\"\",NULL}', '12.34', B'101', true, 't')";
     same(
         schema,
         &rules,

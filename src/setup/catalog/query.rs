@@ -1,6 +1,7 @@
 //! What is asked of the catalog. Without functions that open the tables (`pg_get_replica_identity_index`,
 //! `pg_publication_tables`): a migration that holds a lock on one of them must not hold up the session that answers the fence.
 
+use crate::source::BASE_TYPE;
 use crate::source::session::literal;
 
 /// What a pattern can mean: tables of people, partitions by their root only.
@@ -42,7 +43,7 @@ pub(super) fn tables(names: &str, publications: &[&str], with_schemas: bool) -> 
     format!(
         "SELECT n.nspname, c.relname, c.relkind::text, \
          (SELECT coalesce(json_agg(json_build_array(a.attname, a.attgenerated <> '', \
-            coalesce(nullif(t.typbasetype, 0), t.oid)::int8) ORDER BY a.attnum), '[]') \
+            {BASE_TYPE}) ORDER BY a.attnum), '[]') \
             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
          EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary), c.relnatts, \
          c.oid || ' ' || coalesce((SELECT string_agg(concat(p.oid, ':', p.xmin, ' ', {by_schema}, ' ', \

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::need::Need;
+use super::triggers::CHANGE;
 use crate::rules::Rules;
 use crate::rules::tables::TableName;
 use crate::setup::catalog::Catalog;
@@ -56,6 +57,14 @@ pub fn carriers(catalog: &Catalog, ancestors: &HashMap<u32, Vec<u32>>) -> Vec<Ca
 }
 
 impl Carrier {
+    /// The name of its row trigger. A partition gets that of its root beside its own, which is there before it is attached.
+    pub fn trigger(&self) -> String {
+        match self.root {
+            true => format!("{CHANGE}_{}", self.oid),
+            false => CHANGE.to_owned(),
+        }
+    }
+
     /// What it has to write down.
     pub fn need(&self, rules: &Rules, catalog: &Catalog) -> Need {
         let columns = self.columns(catalog);

@@ -2,11 +2,11 @@
 
 use super::carriers::Carrier;
 use super::need::{Counts, Need};
-use super::triggers::{CHANGE, TRUNCATE, Trigger, Triggers};
+use super::triggers::{TRUNCATE, Trigger, Triggers};
 use crate::rules::Rules;
 use crate::rules::plan::{REST, WATCHED};
 use crate::setup::catalog::Catalog;
-use crate::setup::statements::{MARK, Role, RoleState, Statement, for_role};
+use crate::setup::statements::{MARK, Role, Statement, for_role};
 use crate::source::session::{identifier, literal};
 
 const TABLES: &str = include_str!("../../../migrations/outbox.sql");
@@ -19,6 +19,8 @@ pub(in crate::setup) const FULL: &str =
     "waltag.outbox_limit() > 0 AND pg_relation_size('waltag.outbox') > waltag.outbox_limit()";
 /// ... with large values, which lie elsewhere: 8 µs.
 const TOASTED: &str = "waltag.outbox_limit() > 0 AND pg_total_relation_size('waltag.outbox') > waltag.outbox_limit()";
+/// What cannot be sent fails here, and not in every poll.
+const SENDABLE: &str = "    IF getdatabaseencoding() <> 'UTF8' THEN\n      PERFORM convert_to(array_to_string(was || is_now, ''), 'UTF8');\n    END IF;\n";
 /// Without: a comment that says why.
 const SILENT: &str = "-- Nobody is notified: the daemon polls.";
 
@@ -28,7 +30,10 @@ pub fn apply(rules: &Rules, catalog: &Catalog, role: &Role, limit: u64) -> Vec<S
     let mut statements = role_statements(role);
     let notify = if triggers.notify { NOTIFY } else { SILENT };
     if !triggers.installed || triggers.notifies != triggers.notify || triggers.limit != Some(limit) {
+        let names = ["outbox_limit", "empty_outbox"];
+        let ours = if triggers.installed { String::new() } else { ours_alone(true, &names) };
         let tables = TABLES.replace("{notify}", notify).replace("{limit}", &limit.to_string());
+        let tables = tables.replace("{ours_alone}", &ours);
         statements.push(Statement::new(tables));
     }
     if !role.reads_outbox {
@@ -61,6 +66,26 @@ pub fn apply(rules: &Rules, catalog: &Catalog, role: &Role, limit: u64) -> Vec<S
     statements
 }
 
+/// Takes away again what default privileges have given to others, of new tables and of these functions: values of every row pass here, and
+/// who deletes them hides a change.
+pub(in crate::setup) fn ours_alone(tables: bool, functions: &[&str]) -> String {
+    let names: Vec<String> = functions.iter().map(|name| literal(name)).collect();
+    let relations = match tables {
+        true => {
+            "SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, c.oid::regclass::text AS name, a.grantee AS who FROM pg_class c, aclexplode(c.relacl) a \
+             WHERE c.relnamespace = 'waltag'::regnamespace AND c.relkind IN ('r', 'S') AND a.grantee <> c.relowner UNION "
+        }
+        false => "",
+    };
+    format!(
+        "DO $waltag$ DECLARE one record; BEGIN\n  FOR one IN {relations}SELECT 'FUNCTION' AS kind, p.oid::regprocedure::text AS name, a.grantee AS who FROM pg_proc p, aclexplode(p.proacl) a \
+         WHERE p.pronamespace = 'waltag'::regnamespace AND p.proname IN ({names}) AND a.grantee <> p.proowner LOOP\n    \
+         EXECUTE format('REVOKE ALL ON %s %s FROM %s', one.kind, one.name, CASE one.who WHEN 0 THEN 'PUBLIC' ELSE one.who::regrole::text END);\n  \
+         END LOOP;\nEND $waltag$;",
+        names = names.join(", ")
+    )
+}
+
 /// Function and triggers of one carrier, as far as they are not there.
 fn of_carrier(
     triggers: &Triggers,
@@ -76,14 +101,15 @@ fn of_carrier(
         .map(|event| event.to_uppercase())
         .collect();
     if !row_events.is_empty() {
-        kept.push((carrier.oid, CHANGE.to_owned()));
+        let called = carrier.trigger();
+        kept.push((carrier.oid, called.clone()));
         let name = function_of(carrier.oid);
         let there = triggers.functions.values().find(|(known, _)| *known == name);
         if there.and_then(|(_, known)| known.as_ref()) != Some(need) {
             statements.push(Statement::new(function(carrier, need, notify)));
         }
         let of_rows = need.events.iter().filter(|event| *event != "truncate").cloned().collect();
-        let trigger = triggers.of(carrier.oid, CHANGE);
+        let trigger = triggers.of(carrier.oid, &called);
         // A dump that was restored brings functions that are called after other numbers.
         let own =
             |trigger: &Trigger| triggers.functions.get(&trigger.function).is_some_and(|(known, _)| *known == name);
@@ -94,14 +120,14 @@ fn of_carrier(
                 row_events.join(" OR "),
                 identifier(&name)
             );
-            statements.push(create_trigger(CHANGE, &carrier.table.sql(), &create));
+            statements.push(create_trigger(&called, &carrier.table.sql(), &create));
         }
         // One leaf alone can be disabled.
         let disabled = carrier.emptied.iter().filter(|(oid, _)| *oid != carrier.oid);
-        let disabled = disabled.filter(|(oid, _)| triggers.of(*oid, CHANGE).is_some_and(|trigger| !trigger.enabled));
+        let disabled = disabled.filter(|(oid, _)| triggers.of(*oid, &called).is_some_and(|trigger| !trigger.enabled));
         statements.extend(
             disabled.map(|(_, table)| {
-                Statement::new(format!("ALTER TABLE {} ENABLE ALWAYS TRIGGER {CHANGE};", table.sql()))
+                Statement::new(format!("ALTER TABLE {} ENABLE ALWAYS TRIGGER {called};", table.sql()))
             }),
         );
     }
@@ -167,6 +193,7 @@ fn function(carrier: &Carrier, need: &Need, notify: &str) -> String {
         ("new", values("NEW")),
         ("compared", compared(need, &watched)),
         ("root", carrier.oid.to_string()),
+        ("utf8", SENDABLE.to_owned()),
         ("full", FULL.to_owned()),
         ("toasted", TOASTED.to_owned()),
         ("notify", notify.to_owned()),
@@ -263,9 +290,7 @@ pub fn remove(catalog: &Catalog, role: &Role) -> Vec<Statement> {
     if catalog.triggers.installed || !catalog.triggers.functions.is_empty() {
         statements.push(Statement::new("-- Tables and functions.\nDROP SCHEMA waltag CASCADE;"));
     }
-    if role.state == RoleState::Ours {
-        statements.push(Statement::new(format!("DROP ROLE {};", identifier(&role.name))));
-    }
+    statements.extend(role.removal());
     statements
 }
 

@@ -11,7 +11,7 @@ use crate::setup::catalog::Catalog;
 use crate::setup::statements::MARK;
 use crate::source::session::{Error, Sql};
 
-/// Name of the row trigger, and of that for TRUNCATE.
+/// Name of a row trigger; that of a partitioned table has its number behind it.
 pub const CHANGE: &str = "waltag_change";
 /// The same for TRUNCATE.
 pub const TRUNCATE: &str = "waltag_truncate";
@@ -42,13 +42,13 @@ pub struct Trigger {
     pub relation: u32,
     /// Whose, by name.
     pub table: TableName,
-    /// [`CHANGE`] or [`TRUNCATE`].
+    /// [`Carrier::trigger`] or [`TRUNCATE`].
     pub name: String,
     /// It fires for everybody.
     pub enabled: bool,
     /// PostgreSQL made it for a partition.
     pub cloned: bool,
-    /// Its row in the catalog: number and writer.
+    /// Its row in the catalog, and that of what it calls: one that wrote down less for a while is a gap.
     pub row: String,
     /// Bits of kinds of changes (`pg_trigger.tgtype`).
     pub kinds: u32,
@@ -77,7 +77,7 @@ const INSTALLED: &str = "SELECT to_regclass('waltag.outbox') IS NOT NULL AND to_
     (SELECT substring(prosrc FROM '\\d+') FROM pg_proc WHERE oid = to_regproc('waltag.outbox_limit'))";
 
 const TRIGGERS: &str = "SELECT t.tgrelid, rn.nspname, c.relname, t.tgname, t.tgenabled = 'A', t.tgparentid <> 0, \
-    concat(t.oid, ':', t.xmin, t.tgenabled), t.tgtype, t.tgfoid \
+    concat(t.oid, ':', t.xmin, t.tgenabled, CASE WHEN p.proname LIKE 'changed\\_%' THEN concat(':', p.oid, ':', p.xmin) END), t.tgtype, t.tgfoid \
     FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_class c ON c.oid = t.tgrelid \
     JOIN pg_namespace rn ON rn.oid = c.relnamespace WHERE n.nspname = 'waltag' ORDER BY t.oid";
 
@@ -149,7 +149,8 @@ fn judge(catalog: &mut Catalog, rules: &Rules, ancestors: &HashMap<u32, Vec<u32>
         for member in &mut table.members {
             let above = ancestors.get(&member.oid).map(Vec::as_slice).unwrap_or_default();
             let carrier = above.iter().chain([&member.oid]).copied().find(|oid| fit.contains_key(oid));
-            let off = triggers.of(member.oid, CHANGE).is_some_and(|trigger| !trigger.enabled);
+            let name = triggers.carriers.iter().find(|known| Some(known.oid) == carrier).map(Carrier::trigger);
+            let off = name.and_then(|name| triggers.of(member.oid, &name)).is_some_and(|trigger| !trigger.enabled);
             member.published = !off && carrier.and_then(|oid| fit.get(&oid)).copied().unwrap_or_default();
             (member.identity, member.row_filter, member.listed) = ('f', false, None);
             if member.persistence == 'u' {
@@ -178,7 +179,9 @@ fn is_fit(triggers: &Triggers, carrier: &Carrier, need: &Need, columns: &[crate:
     if need.events.iter().all(|event| event == "truncate") {
         return truncate;
     }
-    let Some(trigger) = triggers.of(carrier.oid, CHANGE).filter(|trigger| trigger.enabled) else { return false };
+    let Some(trigger) = triggers.of(carrier.oid, &carrier.trigger()).filter(|trigger| trigger.enabled) else {
+        return false;
+    };
     let Some((_, Some(known))) = triggers.functions.get(&trigger.function) else { return false };
     let mut events = trigger.events();
     if truncate {

@@ -134,7 +134,10 @@ impl Poll {
     /// Begins one.
     pub fn begin(&mut self) {
         let before = &self.before;
-        let rows = format!("xid >= ({}) AND NOT pg_visible_in_snapshot(xid, '{before}')", least_since(before));
+        let rows = format!(
+            "xid >= ({}) AND NOT pg_visible_in_snapshot(xid, '{before}') AND pg_visible_in_snapshot(xid, s.snapshot)",
+            least_since(before)
+        );
         let query = format!(
             "{BY_INDEX} WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot) SELECT s.snapshot::text, {COLUMNS}, \
              pg_current_wal_insert_lsn(), {SKIPPED} FROM s LEFT JOIN LATERAL ({}) o ON true",

@@ -22,6 +22,8 @@ const WHOLE: Duration = Duration::from_secs(600);
 const MOMENT: &str = "(extract(epoch FROM clock_timestamp())::int8 - 1577836800)";
 /// A table that could not be emptied, because a transaction has written into it, is tried again after this time.
 const EMPTY_AGAIN: Duration = Duration::from_secs(5);
+/// Polls that are remembered until they are confirmed.
+const POLLS: usize = 1_000;
 /// Rows that one statement deletes.
 const PORTION: usize = 10_000;
 
@@ -62,6 +64,8 @@ pub struct Progress {
     /// all that a long transaction keeps from being vacuumed.
     written: String,
     deleted: Option<String>,
+    /// There was nothing left to delete once.
+    cleared: bool,
     /// When it was from the very beginning: somebody may take away an instance that held rows back.
     swept: Instant,
     running: Option<(Doing, Answer)>,
@@ -90,13 +94,17 @@ impl Progress {
              VALUES ({name}, {MOMENT} << 32, pg_current_snapshot(), {SKIPPED}) ON CONFLICT DO NOTHING"
         ))
         .await?;
+        // What came with a dump is of another server's transactions, which this one has yet to see.
+        sql.execute("DELETE FROM waltag.outbox WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())").await?;
         let who = if pooled {
             "NULL::int, NULL::timestamptz"
         } else {
             "pg_backend_pid(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())"
         };
+        let foreign = "pg_snapshot_xmax(done) > pg_snapshot_xmax(pg_current_snapshot())";
         let query = format!(
-            "UPDATE waltag.progress p SET owner = {owner_text}, at = clock_timestamp(), (pid, begun) = (SELECT {who}) WHERE instance = {name} \
+            "UPDATE waltag.progress p SET done = CASE WHEN {foreign} THEN pg_current_snapshot() ELSE done END, \
+             position = CASE WHEN {foreign} THEN greatest(position, {MOMENT} << 32) ELSE position END, owner = {owner_text}, at = clock_timestamp(), (pid, begun) = (SELECT {who}) WHERE instance = {name} \
              AND (owner IN ('', {owner_text}) OR at < clock_timestamp() - interval '{LEASE}' OR (pid IS NOT NULL AND NOT EXISTS \
                (SELECT FROM pg_stat_activity a WHERE a.pid = p.pid AND (a.backend_start IS NULL OR a.backend_start = p.begun)))) \
              RETURNING position, done::text, greatest(position >> {WITHIN}, {MOMENT} << 12) + 1, skipped"
@@ -118,6 +126,7 @@ impl Progress {
             deletable: true,
             written: row.get(1).unwrap_or_default().to_owned(),
             deleted: None,
+            cleared: false,
             swept: Instant::now(),
             running: None,
             last: Instant::now(),
@@ -147,6 +156,14 @@ impl Progress {
     /// A poll was handed over as a whole.
     pub fn complete(&mut self, position: Lsn, snapshot: &str, skipped: i64) {
         self.polls.push_back((position, snapshot.to_owned(), skipped));
+        if self.polls.len() > POLLS {
+            // Nothing is confirmed for long. A later one stands for those before it.
+            let mut index = 0;
+            self.polls.retain(|_| {
+                index += 1;
+                index % 2 == 0 || index > POLLS
+            });
+        }
     }
 
     /// The outbox is full, and everything is being made stale: what is in it is not needed any more, by no instance.
@@ -170,13 +187,15 @@ impl Progress {
             if !self.deletable && !full {
                 sleep_until(self.last + wait).await;
             }
-            self.running = Some(match (full, self.deletable) {
-                (true, _) => (Doing::Emptying, self.sql.ask("SELECT waltag.empty_outbox()")),
-                (false, true) => (Doing::Deleting, self.sql.ask(self.deletion())),
-                (false, false) => (Doing::Writing, self.sql.ask(self.writing(&self.owner))),
+            // However much there is to delete, the sign of life comes in between.
+            let write = self.last.elapsed() >= SIGN || (!self.deletable && !full);
+            self.running = Some(match (write, full) {
+                (true, _) => (Doing::Writing, self.sql.ask(self.writing(&self.owner))),
+                (false, true) => (Doing::Emptying, self.sql.ask("SELECT waltag.empty_outbox()")),
+                (false, false) => (Doing::Deleting, self.sql.ask(self.deletion())),
             });
-            if !self.deletable && !full {
-                (self.deletable, self.news) = (self.news, false);
+            if write {
+                (self.deletable, self.news) = (self.deletable || self.news, false);
                 self.written.clone_from(&self.snapshot);
             }
         }
@@ -197,7 +216,10 @@ impl Progress {
             }
             Doing::Deleting => {
                 let deleted = rows.first().and_then(|row| row.get(0)).and_then(|text| text.parse::<usize>().ok());
-                self.deletable = deleted.unwrap_or_default() >= PORTION;
+                let deleted = deleted.unwrap_or_default();
+                // The daemon before may still be deleting the same rows: at first only none are all.
+                self.cleared |= deleted == 0;
+                self.deletable = deleted >= if self.cleared { PORTION } else { 1 };
                 if !self.deletable && self.swept.elapsed() > WHOLE {
                     (self.deleted, self.swept) = (None, Instant::now());
                 } else if !self.deletable {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::source::BASE_TYPE;
 use crate::source::session::{Answer, Error, Sql};
 
 /// What was read is believed for this long.
@@ -47,7 +48,7 @@ impl Shapes {
         }
         let numbers: Vec<String> = self.wanted.iter().map(u32::to_string).collect();
         let query = format!(
-            "SELECT c.oid, n.nspname, c.relname, (SELECT coalesce(json_agg(json_build_array(a.attname, coalesce(nullif(t.typbasetype, 0), t.oid)::int8) \
+            "SELECT c.oid, n.nspname, c.relname, (SELECT coalesce(json_agg(json_build_array(a.attname, {BASE_TYPE}) \
              ORDER BY a.attnum), '[]') FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid IN ({})",
             numbers.join(", ")

@@ -30,6 +30,9 @@ pub enum Kind {
     Permanent(Exit),
 }
 
+/// What is being done while changes arrive.
+pub const STREAMING: &str = "streaming";
+
 impl Error {
     /// Try again.
     pub fn away(sentence: impl Into<String>) -> Error {
@@ -61,6 +64,8 @@ impl Error {
             ),
             // Before it starts the stream waltag looks for the publication: it is younger than what the slot still has to read.
             "42704" => Error { sentence: said, kind: Kind::Renew },
+            // A value that no reader in UTF-8 can be sent: the log cannot be read over it, and everything goes stale once behind it.
+            "22P05" | "22021" if doing == STREAMING => Error { sentence: said, kind: Kind::Renew },
             "55006" => Error { sentence: said, kind: Kind::Standby },
             // PgBouncer reports what it does not pass on with this code.
             "08P01" if error.message.contains("replication") || error.message.contains("startup parameter") => {

@@ -113,6 +113,8 @@ async fn connect(endpoint: &Endpoint, session: &Session, names: &Names, place: &
     settings.extend([("wal_sender_timeout", WAL_SENDER_TIMEOUT), ("application_name", names.slot.as_str())]);
     // From the first moment: a role's limit may be shorter than the way to our first query.
     settings.push(("idle_session_timeout", "0"));
+    // Names in values (of type regclass) have their schema, as those that triggers write.
+    settings.push(("search_path", "pg_catalog"));
     let connecting = Connection::open(endpoint, &settings);
     let limit = endpoint.connect_timeout();
     let connection = tokio::time::timeout(limit, connecting)
@@ -308,6 +310,6 @@ impl Stream for Replication {
 
 impl Replication {
     fn failed(&self, error: &connection::Error) -> Error {
-        Error::stream("streaming", &self.place, error)
+        Error::stream(error::STREAMING, &self.place, error)
     }
 }
