@@ -8,10 +8,7 @@ use super::Cache;
 use super::command::Command;
 use super::connection::{Error, Kind};
 use super::marker::is_full;
-use super::masters::{Masters, nobody, redirection};
-
-/// A command is redirected at most this often: more are nodes that disagree.
-const HOPS: u8 = 16;
+use super::masters::{HOPS, Masters, nobody, redirection};
 
 /// What came of an exchange.
 #[derive(Default)]

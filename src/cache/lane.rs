@@ -79,6 +79,8 @@ pub struct Lane {
     /// Bytes that may wait while others have room; `None` for the only lane, which makes the reader stop instead.
     share: Option<usize>,
     away_since: Option<Instant>,
+    /// Since when more waits than that.
+    over_since: Option<Instant>,
     attachment: Attachment,
     /// Why it is not up.
     trouble: Option<String>,
@@ -189,6 +191,7 @@ impl Lane {
             behind: None,
             share: (!alone).then_some(share),
             away_since: None,
+            over_since: None,
             attachment: Attachment::Attached,
             trouble: None,
             proven: false,
@@ -327,12 +330,20 @@ impl Lane {
         self.next.tags.is_empty() && self.in_flight.size == 0 && told
     }
 
+    /// More waits than its share, and that is no matter of a moment: it is away, or has been too slow for too long. One that only connects anew
+    /// is neither: what arrives meanwhile finds room, or the reader stops for that moment.
+    fn holds_up_others(&mut self) -> bool {
+        if self.share.is_none_or(|share| self.next.tags.size() <= share) {
+            self.over_since = None;
+            return false;
+        }
+        let over = self.over_since.get_or_insert_with(Instant::now).elapsed();
+        (self.away_since.is_some() && self.connection.is_none()) || over >= self.cache.detach_after
+    }
+
     /// Works on; ready when there is something to tell.
     pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Event> {
-        // One that only connects anew is not away: what arrives meanwhile finds room, or the reader stops for that moment.
-        if self.away_since.is_some()
-            && self.connection.is_none()
-            && self.share.is_some_and(|share| self.next.tags.size() > share)
+        if self.holds_up_others()
             && let Some(event) = self.detach("more tags wait than its share of --tag-memory holds")
         {
             return Poll::Ready(event);

@@ -14,6 +14,7 @@ use redis::{RedisResult, Script, Value};
 
 use super::command::Command;
 use super::coverage::Coverage;
+use super::eviction::Life;
 use super::gap::Gap;
 use super::masters::Masters;
 use super::slots;
@@ -31,6 +32,8 @@ return 1";
 
 /// Code of a refusal by another daemon's claim, or by a copy from before our time.
 pub const OTHER_DAEMON: &str = "other_daemon";
+/// Nothing explains that it is not there.
+const GONE: &str = "the marker is gone: this Redis was emptied or lost writes";
 /// Value of `replicas` while a standby is away, or has not caught up.
 pub const BEHIND: &str = "behind";
 /// Version of the hash's fields.
@@ -75,6 +78,8 @@ struct Place {
     /// Of a witness.
     slot: Option<u16>,
     held: Held,
+    /// Of the Redis where it stood when it was read.
+    life: Option<Life>,
 }
 
 static SCRIPT_HASH: LazyLock<String> = LazyLock::new(|| Script::new(COMPARE_AND_SET).get_hash().to_owned());
@@ -98,6 +103,8 @@ pub struct Found {
     pub rules: Option<String>,
     /// [`BEHIND`] if a standby of the application's was away.
     pub replicas: Option<String>,
+    /// Of the Redis where it stands.
+    pub life: Option<Life>,
     /// What stands in the witnesses of a Cluster, by slot.
     pub witnesses: Vec<(u16, Found)>,
 }
@@ -124,11 +131,11 @@ pub async fn read(masters: &mut Masters, key: &str, known: BTreeSet<u16>) -> Red
 async fn read_one(masters: &mut Masters, key: &str) -> RedisResult<(Found, Option<String>)> {
     let mut command = redis::cmd("HMGET");
     command.arg(key).arg(&["owner", "seq", "format", "done", "timeline", "crash", "rules", "replicas", "witnesses"]);
-    let node = masters.of(key.as_bytes()).unwrap_or(usize::MAX);
-    let [owner, seq, format, done, timeline, crash, rules, replicas, named]: [Option<String>; 9] =
-        masters.ask(node, &command).await?;
+    let (node, found) = masters.read(key.as_bytes(), &command).await?;
+    let [owner, seq, format, done, timeline, crash, rules, replicas, named]: [Option<String>; 9] = found;
+    let life = Life::read(masters, node).await?;
     let witnesses = Vec::new();
-    Ok((Found { owner, seq, format, done, timeline, crash, rules, replicas, witnesses }, named))
+    Ok((Found { owner, seq, format, done, timeline, crash, rules, replicas, life, witnesses }, named))
 }
 
 /// `waltag:{<text that maps to the slot>}:<rest of the key>`.
@@ -143,6 +150,8 @@ pub enum Answer {
     Written,
     /// Not answered everywhere: nobody knows.
     Open,
+    /// Nothing stands there: it was evicted, or Redis was emptied or lost writes.
+    Gone,
     /// Somebody else wrote, or Redis lost writes: what stands there now.
     Refused(Gap),
     /// Redis is full and takes no writes; deletions go through. The position counts all the same: the price is that a
@@ -186,7 +195,7 @@ impl Marker {
             // What the rules covered stands in the marker alone.
             let coverage = slot.is_none().then_some(coverage);
             let gap = match place.filter(|_| self.claimed && !jumped) {
-                Some(place) => self.loss(&found, &place.held, confirmed, coverage),
+                Some(place) => self.loss(&found, place, confirmed, coverage),
                 None => self.gap(&found, confirmed, coverage),
             };
             first = first.or(gap);
@@ -195,7 +204,7 @@ impl Marker {
                 (None, Some(slot)) => witness_key(&self.key, slot),
                 (place, _) => place.map_or(&self.key, |place| &place.key).clone(),
             };
-            places.push(Place { key, slot, held });
+            places.push(Place { key, slot, held, life: found.life });
         }
         self.places = places;
         first
@@ -220,15 +229,19 @@ impl Marker {
         changed.or_else(|| coverage?.beyond(found.rules.as_deref().unwrap_or_default()))
     }
 
-    /// While running: is it as we left it?
-    fn loss(&self, found: &Found, held: &Held, confirmed: Lsn, coverage: Option<&Coverage>) -> Option<Gap> {
+    /// While running: is it as we left it, unless Redis has evicted it?
+    fn loss(&self, found: &Found, place: &Place, confirmed: Lsn, coverage: Option<&Coverage>) -> Option<Gap> {
+        let Place { held, life, .. } = place;
+        let was_evicted =
+            || found.life.as_ref().zip(life.as_ref()).is_some_and(|(now, before)| now.has_evicted_since(before));
         let number = |text: &str| text.parse::<u64>().unwrap_or_default();
         match (&found.owner, &found.seq) {
             // Another daemon, or a copy from before our time: what it says of its progress decides.
             (Some(owner), _) if *owner != self.owner => self.gap(found, confirmed, coverage),
             (Some(_), Some(seq)) if number(seq) >= number(&held.seq) => None,
             (Some(_), _) => Some(Gap::new("lost_writes", "the marker went back: this Redis lost writes")),
-            (None, _) => Some(Gap::new("lost_writes", "the marker is gone: this Redis was emptied or lost writes")),
+            (None, _) if was_evicted() => None,
+            (None, _) => Some(Gap::new("lost_writes", GONE)),
         }
     }
 
@@ -292,11 +305,14 @@ impl Marker {
                         answer = Answer::Full;
                     }
                 }
-                _ => {
-                    let (held, gap) = refusal(&self.key, &self.owner, value);
-                    place.held = held;
-                    answer = Answer::Refused(gap);
-                }
+                _ => match refusal(&self.key, &self.owner, value) {
+                    Some((held, gap)) => {
+                        place.held = held;
+                        answer = Answer::Refused(gap);
+                    }
+                    None if matches!(answer, Answer::Refused(_)) => {}
+                    None => answer = Answer::Gone,
+                },
             }
         }
         self.last = next;
@@ -310,24 +326,16 @@ impl Marker {
     }
 }
 
-/// What stands there instead, and why.
-fn refusal(key: &str, own: &str, value: &Value) -> (Held, Gap) {
-    let text = |value: &Value| redis::from_redis_value_ref::<String>(value).unwrap_or_default();
-    let (owner, seq) = match value {
-        Value::Array(fields) => (fields.first().map(text), fields.get(1).map(text)),
-        _ => (None, None),
+/// What stands there instead, and why; nothing if nothing does.
+fn refusal(key: &str, own: &str, value: &Value) -> Option<(Held, Gap)> {
+    let Value::Array(fields) = value else { return None };
+    let text = |index: usize| fields.get(index).and_then(|value| redis::from_redis_value_ref::<String>(value).ok());
+    let (owner, seq) = (text(0).filter(|owner| !owner.is_empty())?, text(1).unwrap_or_default());
+    let (code, there) = match owner == own {
+        true => ("lost_writes", format!("the marker went back to seq {seq}: this Redis lost writes")),
+        false => (OTHER_DAEMON, format!("another waltag ({owner}) has taken over {key}")),
     };
-    let (code, there) = match (owner.as_deref(), seq.as_deref()) {
-        (Some(""), _) | (None, _) => {
-            ("lost_writes", "the marker is gone: this Redis was emptied or lost writes".to_owned())
-        }
-        (Some(owner), _) if owner != own => (OTHER_DAEMON, format!("another waltag ({owner}) has taken over {key}")),
-        (Some(_), seq) => {
-            let seq = seq.unwrap_or_default();
-            ("lost_writes", format!("the marker went back to seq {seq}: this Redis lost writes"))
-        }
-    };
-    (Held { owner: owner.unwrap_or_default(), seq: seq.unwrap_or_default() }, Gap::new(code, there))
+    Some((Held { owner, seq }, Gap::new(code, there)))
 }
 
 /// Redis is full and may evict nothing. 6.2 wraps the error of a script's command into one of its own.

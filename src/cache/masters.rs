@@ -25,6 +25,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 const REPLY_LIMIT: Duration = Duration::from_secs(5);
 /// Tags wait behind this; replicas that are not behind answer in a round trip.
 const REPLICATION_LIMIT: Duration = Duration::from_millis(100);
+/// A command is redirected at most this often: more are nodes that disagree.
+pub const HOPS: u8 = 16;
 /// No node has the slot.
 const NOBODY: u16 = u16::MAX;
 
@@ -55,8 +57,6 @@ pub struct Layout {
     own: BTreeSet<String>,
     /// Slots that move between two masters.
     pub is_moving: bool,
-    /// They move to a master that has none yet, and is not known.
-    pub is_growing: bool,
 }
 
 /// How long Redis may take for a connection, and for a reply.
@@ -232,6 +232,33 @@ impl Masters {
         command.query_async(&mut self.connection(node)?).await
     }
 
+    /// A command that only reads a key, and the master that answered: redirections are followed.
+    pub async fn read<T: redis::FromRedisValue>(
+        &mut self,
+        key: &[u8],
+        command: &redis::Cmd,
+    ) -> RedisResult<(usize, T)> {
+        let (mut node, mut asking) = (self.of(key).unwrap_or(usize::MAX), false);
+        for _ in 0..HOPS {
+            let mut questions = redis::pipe();
+            if asking {
+                questions.cmd("ASKING").ignore();
+            }
+            questions.ignore_errors().add_command(command.clone());
+            let mut answers: Vec<Value> = questions.query_async(&mut self.connection(node)?).await?;
+            let error = match answers.pop() {
+                Some(Value::ServerError(error)) => error,
+                answer => return Ok((node, redis::from_redis_value(answer.unwrap_or(Value::Nil))?)),
+            };
+            let Some((slot, name, moved)) = redirection(&error).filter(|_| self.is_cluster()) else {
+                return Err(error.into());
+            };
+            node = self.redirected(slot, &name, moved).await?;
+            asking = !moved;
+        }
+        Err(sentinel::sentence("the nodes of the Cluster send us to and fro".into()))
+    }
+
     /// The connection to one master.
     pub fn connection(&self, node: usize) -> RedisResult<impl ConnectionLike + use<>> {
         self.watch.as_ref().map_or(Ok(()), |watch| watch.verify())?;
@@ -248,32 +275,39 @@ impl Masters {
         Ok(counts.into_iter().min().unwrap_or(replicas))
     }
 
-    /// How the slots lie at this moment, as each master says of itself; nothing where there is one.
+    /// How the slots lie at this moment, as each master says of itself; nothing where there is one. A master that has none yet, and gets its first,
+    /// is one of them from then on.
     pub async fn layout(&mut self) -> RedisResult<Layout> {
-        let mut layout = Layout { own: BTreeSet::new(), is_moving: false, is_growing: false };
+        let mut layout = Layout { own: BTreeSet::new(), is_moving: false };
         if !self.is_cluster() {
             return Ok(layout);
         }
-        let (mut ids, mut targets, mut owned) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        for node in 0..self.nodes.len() {
+        let (mut owned, mut node) = (BTreeSet::new(), 0);
+        while node < self.nodes.len() {
             let text: String = self.ask(node, redis::cmd("CLUSTER").arg("NODES")).await?;
             let line = text.lines().find(|line| line.contains("myself")).unwrap_or_default();
             // id, address, flags, master, two times, epoch, link, and slots: `0-5460`, `[93->-<id>]` leaves, `[77-<-<id>]` comes.
             let words: Vec<&str> = line.split(' ').collect();
             let (id, slots) = (words.first().copied().unwrap_or_default(), words.get(8..).unwrap_or_default());
-            ids.insert(id.to_owned());
             owned.extend(slots.iter().filter_map(|range| slots_of(range)).flatten());
             layout.is_moving |= slots.iter().any(|slot| slot.starts_with('['));
-            let target = |slot: &&str| Some(slot.split_once("->-")?.1.trim_end_matches(']').to_owned());
-            targets.extend(slots.iter().filter_map(target));
+            let targets = slots.iter().filter_map(|slot| Some(slot.split_once("->-")?.1.trim_end_matches(']')));
+            for target in targets.collect::<BTreeSet<_>>() {
+                // `<id> 10.0.0.1:6379@16379,name ...`; one that is not listed was put out, and has no keys.
+                let line = text.lines().find(|line| line.starts_with(target));
+                let place = line.and_then(|line| line.split(' ').nth(1)?.split('@').next());
+                if let Some((host, port)) = place.and_then(|place| place.rsplit_once(':')) {
+                    self.sibling(host, port.parse().unwrap_or_default()).await?;
+                }
+            }
             layout.own.insert(format!("{id} {}", slots.join(" ")));
+            node += 1;
         }
         // A map that is older than the Cluster leads to some of its masters.
         if owned.len() != usize::from(SLOTS) {
             let count = owned.len();
             return Err(sentinel::sentence(format!("the masters that are known have {count} of {SLOTS} slots")));
         }
-        layout.is_growing = !targets.is_subset(&ids);
         Ok(layout)
     }
 }

@@ -12,6 +12,7 @@ pub mod detect;
 pub mod dialect;
 pub mod dialects;
 pub mod encoding;
+mod eviction;
 pub mod exchange;
 mod flight;
 mod followers;

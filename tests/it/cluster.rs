@@ -342,3 +342,60 @@ async fn a_set_moves_while_it_is_walked() {
     world.settled(&sql).await;
     assert_eq!(cluster.keys().await, [key], "every record is gone");
 }
+
+/// The slot of the marker is on its way: reading it follows the redirection, too.
+#[tokio::test]
+async fn a_start_while_the_marker_moves() {
+    let (world, cluster, daemon) = settled(RULES, 0).await;
+    world.settled(&world.sql().await).await;
+    assert_eq!(daemon.stop(), Some(0));
+    let mut all: Vec<String> = Vec::new();
+    for index in 0..3 {
+        let own: Vec<String> =
+            redis::cmd("KEYS").arg("waltag:*").query_async(&mut cluster.node(index).await).await.unwrap();
+        all.extend(own);
+    }
+    let key = all.iter().find(|key| !key.contains('{') && key.ends_with(":c")).unwrap();
+    let (slot, from) = (cluster.run(0, &format!("CLUSTER KEYSLOT {key}")).await, cluster.of(key).await);
+    let to = (from + 1) % 3;
+    let (source, target) = (cluster.id(from).await, cluster.id(to).await);
+    cluster.run(to, &format!("CLUSTER SETSLOT {slot} IMPORTING {source}")).await;
+    cluster.run(from, &format!("CLUSTER SETSLOT {slot} MIGRATING {target}")).await;
+    cluster.run(from, &format!("MIGRATE 127.0.0.1 {} {key} 0 5000", cluster.nodes[to].port)).await;
+    let daemon = world.watched();
+    daemon.readyz(200);
+    assert!(!daemon.log().contains("resync"), "{}", daemon.log());
+}
+
+/// A master that has no slot yet gets its first: what has arrived there is swept as well, even if it stays half done for ever.
+#[tokio::test]
+async fn a_slot_moves_to_an_empty_master() {
+    let (world, cluster, _daemon) = settled(RULES, 0).await;
+    let bus = free_port().unwrap();
+    let settings = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", &bus.to_string()];
+    let fourth = Redis::start(&settings).unwrap();
+    cluster.run(0, &format!("CLUSTER MEET 127.0.0.1 {} {bus}", fourth.port)).await;
+    for index in 0..3 {
+        cluster.knows(index, "CLUSTER INFO", "cluster_known_nodes:4").await;
+    }
+    let mut connection = redis::Client::open(fourth.url(0)).unwrap().get_multiplexed_async_connection().await.unwrap();
+    until("the fourth knows the others", || async {
+        let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection.clone()).await.unwrap();
+        info.contains("cluster_known_nodes:4") && info.contains("cluster_state:ok")
+    })
+    .await;
+    let target: String = redis::cmd("CLUSTER").arg("MYID").query_async(&mut connection).await.unwrap();
+    let (slot, from) = (cluster.run(0, "CLUSTER KEYSLOT user:42").await, cluster.of("user:42").await);
+    cluster.set("user:42").await;
+    let source = cluster.id(from).await;
+    let importing = ["SETSLOT", &slot, "IMPORTING", &source];
+    redis::cmd("CLUSTER").arg(&importing).exec_async(&mut connection).await.unwrap();
+    cluster.run(from, &format!("CLUSTER SETSLOT {slot} MIGRATING {target}")).await;
+    cluster.run(from, &format!("MIGRATE 127.0.0.1 {} user:42 0 5000", fourth.port)).await;
+    let keys = async || -> i64 { redis::cmd("DBSIZE").query_async(&mut connection.clone()).await.unwrap() };
+    assert_eq!(keys().await, 1);
+    let sql = world.sql().await;
+    sql.batch_execute("TRUNCATE first_model").await.unwrap();
+    world.settled(&sql).await;
+    assert_eq!(keys().await, 0);
+}

@@ -359,3 +359,41 @@ async fn what_never_reaches_the_stream_is_noticed() {
     tokio::time::sleep(std::time::Duration::from_secs(6)).await;
     assert_eq!(daemon.log().matches("resync complete").count(), resyncs, "{}", daemon.log());
 }
+
+/// Redis drops what it likes when it is full, the marker as well: it is written anew, and nothing goes stale because of it.
+#[tokio::test]
+async fn an_evicted_marker_is_no_gap() {
+    let (world, daemon, mut cache) = settled().await;
+    let run = async |arguments: &[&str]| -> redis::Value {
+        redis::cmd(arguments[0]).arg(&arguments[1..]).query_async(&mut world.cache(0).await).await.unwrap()
+    };
+    let resyncs = daemon.log().matches(" resync: ").count();
+    let (text, none) = ("x".repeat(100_000), Vec::<String>::new());
+    for key in 0..50 {
+        run(&["SET", &format!("ballast:{key}"), &text]).await;
+    }
+    // It must not look in between.
+    daemon.signal("STOP");
+    run(&["CONFIG", "SET", "maxmemory-policy", "allkeys-random"]).await;
+    run(&["CONFIG", "SET", "maxmemory", "4mb"]).await;
+    until("keys are evicted", || async {
+        let info: String = redis::cmd("INFO").arg("stats").query_async(&mut world.cache(0).await).await.unwrap();
+        !info.contains("evicted_keys:0\r")
+    })
+    .await;
+    run(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    let markers = async || -> Vec<String> {
+        redis::cmd("KEYS").arg("waltag:*").query_async(&mut world.cache(0).await).await.unwrap()
+    };
+    for key in markers().await {
+        run(&["DEL", &key]).await;
+    }
+    daemon.signal("CONT");
+    until("it is written anew", || async { markers().await != none }).await;
+    set(&mut cache, &["user:1", "user:2"]).await;
+    world.sql().await.batch_execute("INSERT INTO first_model VALUES (1, 'y')").await.unwrap();
+    world.settled(&world.sql().await).await;
+    let left = left(&mut cache).await;
+    assert!(left.contains(&"user:2".to_owned()) && !left.contains(&"user:1".to_owned()), "{left:?}");
+    assert_eq!(daemon.log().matches(" resync: ").count(), resyncs, "{}", daemon.log());
+}

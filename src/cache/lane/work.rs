@@ -299,6 +299,11 @@ impl Lane {
                 Some(Event::Refused(gap))
             }
             Answer::Open => None,
+            // Why, the next reading of it tells.
+            Answer::Gone => {
+                self.reread = true;
+                None
+            }
             Answer::Full => {
                 self.written = self.written.max(wanted);
                 (!std::mem::replace(&mut self.full, true)).then_some(Event::Full)

@@ -36,7 +36,7 @@ fn what_was_not_answered_was_not_written() {
 #[test]
 fn a_refusal_says_what_happened() {
     let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
-    for (owner, seq, word) in [("", "", "emptied"), ("you", "4", "another waltag"), ("me", "1", "went back")] {
+    for (owner, seq, word) in [("you", "4", "another waltag"), ("me", "1", "went back")] {
         let mut marker = marker();
         marker.found(found("me", "3", "0/10"), Lsn(0), &Coverage::default(), false);
         let Answer::Refused(reason) = marker.answered(&[Value::Array(vec![bulk(owner), bulk(seq)])], true) else {
@@ -45,6 +45,9 @@ fn a_refusal_says_what_happened() {
         assert!(reason.sentence.contains(word), "{reason}");
         assert_eq!(marker.places[0].held, Held { owner: owner.into(), seq: seq.into() });
     }
+    let mut marker = marker();
+    marker.found(found("me", "3", "0/10"), Lsn(0), &Coverage::default(), false);
+    assert_eq!(marker.answered(&[Value::Array(vec![bulk(""), bulk("")])], true), Answer::Gone);
 }
 
 #[test]

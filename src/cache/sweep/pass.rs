@@ -69,10 +69,6 @@ pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) ->
         if same && (!after.is_moving || last.as_ref() == Some(&after)) {
             break;
         }
-        if before.is_growing || after.is_growing {
-            let sentence = "slots move to a master that has none yet; the sweep begins again".into();
-            return Err(Error { cache: cache.name.clone(), address: cache.address(), sentence, kind: Kind::Away });
-        }
         last = same.then_some(after);
         pass.masters = masters::open(cache, None).await?;
     }
@@ -146,22 +142,27 @@ impl Pass<'_> {
 
     /// HSCAN, for records one of whose tags matches.
     async fn index(&mut self, hash: &[u8], entry: &[Step], matcher: &Matcher<'_>) -> Result<(), Error> {
-        let mut cursor = 0_u64;
-        let master = self.masters.of(hash).ok_or_else(|| masters::nobody(self.cache))?;
+        let (mut cursor, mut asked) = (0_u64, None);
         loop {
             let begin = Instant::now();
             let mut scan = redis::cmd("HSCAN");
             scan.arg(hash).arg(cursor).arg("COUNT").arg(COUNT);
-            let scanned = self.masters.ask(master, &scan).await;
-            let (next, fields): (u64, Vec<Field>) = match scanned.map_err(|error| Error::new(self.cache, &error)) {
-                Ok(scanned) => scanned,
-                // It is no hash: no client of this dialect has written it.
-                Err(error) if error.kind == Kind::Futile => {
-                    tracing::error!(cache = self.cache.name, "{}; passed over by a sweep", error.sentence);
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            };
+            let scanned = self.masters.read(hash, &scan).await;
+            let (master, (next, fields)): (usize, (u64, Vec<Field>)) =
+                match scanned.map_err(|error| Error::new(self.cache, &error)) {
+                    Ok(scanned) => scanned,
+                    // It is no hash: no client of this dialect has written it.
+                    Err(error) if error.kind == Kind::Futile => {
+                        tracing::error!(cache = self.cache.name, "{}; passed over by a sweep", error.sentence);
+                        return Ok(());
+                    }
+                    Err(error) => return Err(error),
+                };
+            // A cursor says nothing on another server.
+            if asked.replace(master).is_some_and(|before| before != master) && cursor != 0 {
+                cursor = 0;
+                continue;
+            }
             let (before, draw) = (self.swept, Draw::new(self.cache));
             let (mut owed, mut stale) = (Vec::new(), BTreeSet::new());
             let mut found = 0;
