@@ -93,7 +93,7 @@ impl Fence {
             let mut old = std::mem::take(&mut waiting.stale);
             let moved = origins.iter().map(|origin| match origin.and_then(|index| old.get_mut(index)) {
                 Some(stale) => std::mem::take(stale),
-                None => Stale::of(Scope::Everything),
+                None => Stale::of(Scope::everything()),
             });
             waiting.stale = moved.collect();
         }

@@ -158,7 +158,7 @@ impl Coverage {
         let patterns = new.iter().flat_map(|(template, _)| template.keys.patterns.iter().cloned()).collect();
         let tags = new.iter().flat_map(|(template, _)| template.keys.tags.iter().cloned()).collect();
         let keys = Keys { patterns, tags };
-        Some(Gap { code, sentence, scope: Scope::Some(keys) })
+        Some(Gap { code, sentence, scope: Scope::of(keys) })
     }
 }
 
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(coverage("o", &["a"]).beyond(&before), None, "less is no gap");
         let gap = coverage("o", &["a", "c", "d"]).beyond(&before).unwrap();
         assert_eq!((gap.code, gap.sentence.as_str()), ("rules", "the rules cover `c` and 1 more template from now on"));
-        assert_eq!(coverage("p", &["a"]).beyond(&before).unwrap().scope, Scope::Everything);
+        assert_eq!(coverage("p", &["a"]).beyond(&before).unwrap().scope, Scope::everything());
         let (mut rewritten, whole) = (coverage("o", &["a", "b"]), coverage("o", &["a", "b"]));
         rewritten.templates[0].table.files = vec![Held { file: 2, writer: 9, ..HELD }];
         assert_eq!((rewritten.beyond(&before), whole.doubts(&before).templates.len()), (None, 0));

@@ -97,7 +97,7 @@ impl Followers {
             let floor = self.floor().unwrap_or(floor);
             self.held.clear();
             self.size = 0;
-            self.sweep(Scope::Everything, until, floor);
+            self.sweep(Scope::everything(), until, floor);
         }
         self.replicas.iter().for_each(|follower| follower.replica.want(true));
     }
@@ -161,7 +161,7 @@ impl Followers {
                     follower.seen = true;
                     if follower.catch_up.is_some_and(|wanted| replayed >= wanted) {
                         follower.catch_up = None;
-                        stale = Some((Scope::Everything, position));
+                        stale = Some((Scope::everything(), position));
                     }
                 }
                 Replayed::Unknown => {}

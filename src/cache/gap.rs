@@ -16,12 +16,16 @@ pub struct Gap {
 }
 
 /// Which keys a sweep is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scope {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
     /// All that the rules can reach.
-    Everything,
+    pub everything: bool,
     /// Those of a few templates.
-    Some(Keys),
+    pub keys: Keys,
+    /// Keys of tags that no rule makes: somebody named them. Nothing stands for them.
+    named: BTreeSet<Pattern>,
+    /// Their bytes.
+    size: usize,
 }
 
 /// More patterns than this are looked for as everything: each key of a Redis is compared with them, and they stay in memory until their
@@ -50,7 +54,7 @@ impl Keys {
 impl Gap {
     /// A gap that concerns all of the cache.
     pub fn new(code: &'static str, sentence: impl Into<String>) -> Gap {
-        Gap { code, sentence: sentence.into(), scope: Scope::Everything }
+        Gap { code, sentence: sentence.into(), scope: Scope::everything() }
     }
 }
 
@@ -61,27 +65,79 @@ impl std::fmt::Display for Gap {
 }
 
 impl Scope {
-    /// The same, or everything if that is less work.
-    pub fn bounded(self) -> Scope {
-        match self {
-            Scope::Some(keys)
-                if keys.patterns.len() > MOST
-                    || keys.patterns.iter().map(|known| known.prefix().len()).sum::<usize>() > MOST_BYTES =>
-            {
-                Scope::Everything
+    /// All that the rules can reach.
+    pub fn everything() -> Scope {
+        Scope { everything: true, ..Scope::default() }
+    }
+
+    /// These, or everything if that is less work.
+    pub fn of(keys: Keys) -> Scope {
+        Scope { keys, ..Scope::default() }.bounded()
+    }
+
+    /// The keys of tags that are looked for; those that are not within `reach` stay apart.
+    pub fn of_tags(patterns: impl Iterator<Item = Pattern>, reach: &Keys) -> Scope {
+        let mut scope = Scope::default();
+        for pattern in patterns {
+            match reach.patterns.iter().any(|known| known.covers(&pattern)) {
+                true => drop(scope.keys.patterns.insert(pattern)),
+                false => scope.name(pattern),
             }
-            scope => scope,
+        }
+        scope.bounded()
+    }
+
+    fn name(&mut self, pattern: Pattern) {
+        let size = pattern.prefix().len() + size_of::<Pattern>();
+        if self.named.insert(pattern) {
+            self.size += size;
         }
     }
 
-    /// This one and another.
-    pub fn and(self, other: Scope) -> Scope {
-        match (self, other) {
-            (Scope::Some(mut own), Scope::Some(others)) => {
-                own.extend(others);
-                Scope::Some(own).bounded()
-            }
-            _ => Scope::Everything,
+    /// Bytes that nothing else can stand for.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    fn bounded(mut self) -> Scope {
+        let bytes = || self.keys.patterns.iter().map(|known| known.prefix().len()).sum::<usize>();
+        self.everything |= self.keys.patterns.len() > MOST || bytes() > MOST_BYTES;
+        if self.everything {
+            self.keys = Keys::default();
         }
+        self
+    }
+
+    /// This one and another.
+    pub fn and(mut self, other: Scope) -> Scope {
+        self.everything |= other.everything;
+        self.keys.extend(other.keys);
+        other.named.into_iter().for_each(|pattern| self.name(pattern));
+        self.bounded()
+    }
+
+    /// What has to be looked for, where the rules reach this far.
+    pub fn within(&self, reach: &Keys) -> Keys {
+        let mut keys = if self.everything { reach.clone() } else { self.keys.clone() };
+        keys.patterns.extend(self.named.iter().cloned());
+        keys
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Six thousand tags in one statement became everything that the rules reach, and they were not among it.
+    #[test]
+    fn what_somebody_named_stays() {
+        let pattern = |text: String| Pattern::starting(text.as_bytes());
+        let reach = Keys { patterns: BTreeSet::from([pattern("page:".into())]), ..Keys::default() };
+        let tags = (0..6_000).flat_map(|n| [format!("page:{n}"), format!("blog:{n}:")]).map(pattern);
+        let scope = Scope::of_tags(tags, &reach).and(Scope::everything());
+        assert!(scope.everything && scope.keys == Keys::default() && scope.size() > 6_000 * 8);
+        let keys = scope.within(&reach);
+        assert_eq!(keys.patterns.len(), 6_001);
+        assert!(keys.patterns.contains(&pattern("blog:5999:".into())));
     }
 }

@@ -23,7 +23,7 @@ use super::connection::Error;
 use super::coverage::Coverage;
 use super::flight::Outcome;
 use super::followers::Followers;
-use super::gap::{Gap, Keys, Scope};
+use super::gap::{Gap, Scope};
 use super::marker::{Marker, Progress};
 use super::masters::Masters;
 use super::pattern::Pattern;
@@ -242,8 +242,8 @@ impl Lane {
             return;
         }
         if self.cache.is_scanned() {
-            let patterns = tags.iter().flat_map(|tag| Pattern::of_tag(&self.cache, tag)).collect();
-            self.sweep(Scope::Some(Keys { patterns, ..Keys::default() }).bounded(), floor);
+            let patterns = tags.iter().flat_map(|tag| Pattern::of_tag(&self.cache, tag));
+            self.sweep(Scope::of_tags(patterns, &self.coverage.reach), floor);
         }
         self.next.add(tags, floor, committed);
     }
@@ -319,7 +319,7 @@ impl Lane {
 
     /// Bytes that wait for their first pass or are under way; repeats have a share of their own.
     pub fn size(&self) -> usize {
-        self.next.tags.size() + self.in_flight.size
+        self.next.tags.size() + self.in_flight.size + self.sweeps.size()
     }
 
     /// No first pass waits or is under way, and the marker says what it can: a stop waits for neither repeats nor sweeps.

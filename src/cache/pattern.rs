@@ -109,6 +109,15 @@ impl Pattern {
         }
     }
 
+    /// Does every key of a tag that is looked for ([`Pattern::of_tag`]) belong to it?
+    pub fn covers(&self, other: &Pattern) -> bool {
+        match other.0.as_slice() {
+            [Part::Literal(text)] => self.matches(text),
+            [Part::Literal(head), Part::Text(0)] => matches!(self.0.last(), Some(Part::Text(_))) && self.matches(head),
+            _ => false,
+        }
+    }
+
     /// Does this key belong to it?
     pub fn matches(&self, key: &[u8]) -> bool {
         key.starts_with(self.prefix()) && fits(&self.0, key)

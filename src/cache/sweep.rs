@@ -184,6 +184,12 @@ impl Sweeps {
         }
     }
 
+    /// Bytes that wait and cannot be bounded otherwise.
+    pub fn size(&self) -> usize {
+        let repeats = self.repeats.values().flatten().map(|repeat| repeat.scope.size());
+        self.wanted().map(|wanted| wanted.scope.size()).chain(repeats).sum()
+    }
+
     /// How long every sweep has failed.
     pub fn failing(&self) -> Duration {
         self.failing_since.map_or(Duration::ZERO, |since| since.elapsed())
@@ -234,10 +240,7 @@ impl Sweeps {
         self.poll_repeats(context);
         if self.running.is_none() {
             let Some(wanted) = self.waiting.take() else { return Poll::Pending };
-            let keys = match &wanted.scope {
-                Scope::Everything => self.reach.clone(),
-                Scope::Some(keys) => keys.clone(),
-            };
+            let keys = wanted.scope.within(&self.reach);
             let (cache, wait, pace) = (cache.clone(), self.backoff.pause(), Pace { rate: self.rate, dry_run: false });
             let run = async move {
                 sleep(wait).await;

@@ -135,6 +135,14 @@ async fn ten_thousand_prefixes() {
         assert_eq!(is_gone(&cache, "u:20000:x").await, to > 4_096, "{}", daemon.log());
     }
     assert!(!is_gone(&cache, "o:7").await);
+    // Tags that somebody names are none of those: nothing stands for them.
+    let named = |from: i32, to: i32| {
+        format!("SELECT waltag.invalidate(VARIADIC array_agg('o:' || n)) FROM generate_series({from}, {to}) n")
+    };
+    sql.batch_execute(&format!("BEGIN; {}; {}; COMMIT", named(1001, 4000), named(4001, 7000))).await.unwrap();
+    world.settled(&sql).await;
+    assert!(is_gone(&cache, "o:1001").await && is_gone(&cache, "o:7000").await, "{}", daemon.log());
+    assert!(!is_gone(&cache, "o:8001").await);
 }
 
 /// Each batch is a sweep there, and owes repeats: the position must go on while writes do.

@@ -73,7 +73,7 @@ impl Acknowledged {
             (own, scope) => own.or(scope),
         };
         if self.size > MOST {
-            *self = Acknowledged { scope: Some(Scope::Everything), ..Acknowledged::default() };
+            *self = Acknowledged { scope: Some(Scope::everything()), ..Acknowledged::default() };
         }
     }
 }

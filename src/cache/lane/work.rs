@@ -105,7 +105,7 @@ impl Lane {
                 Err(error) => {
                     tracing::error!(cache = self.cache.name, "owed repeats cannot be read back: {error}; sweeping");
                     let floor = self.repeats.give_up(Instant::now());
-                    self.sweeps.want(Scope::Everything, floor.unwrap_or(self.position));
+                    self.sweeps.want(Scope::everything(), floor.unwrap_or(self.position));
                 }
             }
         }

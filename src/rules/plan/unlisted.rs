@@ -19,10 +19,10 @@ impl Bound {
             Some((_, Unknown::Tags(templates))) => {
                 Bound::Tags(templates.iter().map(|(_, template)| plain(template, table)).collect())
             }
-            Some((_, Unknown::Everything)) => Bound::Sweep(Scope::Everything),
+            Some((_, Unknown::Everything)) => Bound::Sweep(Scope::everything()),
             Some((_, Unknown::Pattern)) | None => {
                 let keys = tag.keys(cache, table, type_of);
-                Bound::Sweep(if keys == Keys::default() { Scope::Everything } else { Scope::Some(keys) })
+                Bound::Sweep(if keys == Keys::default() { Scope::everything() } else { Scope::of(keys) })
             }
         }
     }
