@@ -160,56 +160,6 @@ pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
 }
 
 impl Daemon {
-    /// One life of a stream: opens it, and moves rows until it breaks. `Ok` when asked to stop.
-    async fn stream<S: Stream>(&mut self, shutdown: &mut Shutdown) -> Result<(), Error> {
-        if self.flow.is_none() {
-            self.take_offer();
-        }
-        let (mut turn, mut opening) = (tokio::time::interval(IDLE_LOOK), Box::pin(self.open::<S>()));
-        let (mut source, catalog, confirmed) = loop {
-            tokio::select! {
-                () = shutdown.asked() => return Ok(()),
-                opened = &mut opening => break opened?,
-                _ = turn.tick() => self.turn(),
-            }
-        };
-        drop(opening);
-        let mut flow = self.resume(&source.server);
-        flow.resume_at(confirmed, S::FENCED);
-        self.board.metrics.connected("postgresql");
-        self.view.streaming(&source.place);
-        (self.renew, self.blind) = (false, None);
-        (self.streams_inserts, self.reload.reopen_at) = (source.stream.has_inserts(), None);
-        let log = source.stream.log().unwrap_or(confirmed);
-        self.begin(&mut flow, &source.server, confirmed, log);
-        self.reload.forget_unjudged();
-        match catalog {
-            // At first the markers say what was there before.
-            Some(catalog) if !flow.lanes.iter().all(Lane::is_covered) => self.judge(catalog, &mut flow),
-            Some(catalog) => self.reload.judge_later(self.rules.clone(), catalog),
-            None => self.reload.look_again(),
-        }
-        let (server, slot) = (source.server.clone(), &self.settings.names.slot);
-        tracing::info!(server = source.place, slot, timeline = server.timeline, %confirmed, "streaming");
-        self.tell_streaming(&flow);
-        if let Some(Lsn(0)) = self.goal {
-            self.goal = Some(source.stream.end(&source.session).await?);
-        }
-        let ended = match flow.relations.read_ancestors(&source.session).await {
-            Ok(()) => self.pump(&mut source, &mut flow, shutdown).await,
-            Err(error) => Err(Error::session("reading the partitions", &source.place, &error)),
-        };
-        // Whatever ended it: both connections go, at once, or a server that shuts down would wait for us.
-        flow.disconnect();
-        self.view.broken();
-        self.show(&flow);
-        self.flow = Some((server, flow));
-        let Source { session, stream, .. } = source;
-        drop(session);
-        stream.close(CLOSE_LIMIT).await;
-        ended
-    }
-
     async fn pump<S: Stream>(
         &mut self,
         source: &mut Source<S>,

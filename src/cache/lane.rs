@@ -4,7 +4,9 @@
 //! While Redis is busy with one flight, the next batch fills: group commit. This file is what the daemon calls; `work` is
 //! what goes on meanwhile.
 
+mod away;
 mod missed;
+mod state;
 #[cfg(test)]
 mod tests;
 mod unproven;
@@ -226,11 +228,6 @@ impl Lane {
         self.sweeps.needs_snapshot()
     }
 
-    /// The resync under way, and whether everything may still be stale.
-    pub fn resyncing(&self) -> Option<(&Gap, bool)> {
-        self.sweeps.resyncing().map(|gap| (gap, self.sweeps.is_stale()))
-    }
-
     /// Its cache.
     pub fn cache(&self) -> &Cache {
         &self.cache
@@ -270,75 +267,6 @@ impl Lane {
     /// The stream broke: what is owed is still sent, but the marker is not refreshed until [`Lane::advance`].
     pub fn pause(&mut self) {
         self.paused = true;
-    }
-
-    /// Is there a connection on which the cache was claimed?
-    pub fn is_up(&self) -> bool {
-        self.connection.is_some() && self.is_attached()
-    }
-
-    /// The standbys that its application reads from, and whether each is there.
-    pub fn replicas(&self) -> impl Iterator<Item = (&str, bool)> {
-        self.followers.places()
-    }
-
-    /// Why it is not up.
-    pub fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
-    }
-
-    /// Is Redis full?
-    pub fn is_full(&self) -> bool {
-        self.full
-    }
-
-    /// How many replicas of Redis have what was sent, if they are too few.
-    pub fn replicas_behind(&self) -> Option<u8> {
-        self.behind.map(|(_, count)| count)
-    }
-
-    /// Does it hold back the position?
-    pub fn is_attached(&self) -> bool {
-        self.attachment == Attachment::Attached
-    }
-
-    /// The position that this cache has acknowledged in its marker: all of it may be forgotten by the source.
-    pub fn marked(&self) -> Option<Lsn> {
-        self.written.map(|progress| progress.done)
-    }
-
-    /// Every tag up to here was acknowledged once: what a reader of its own writes waits for.
-    pub fn reached(&self) -> Option<Lsn> {
-        self.progress.map(|progress| progress.first)
-    }
-
-    /// Has it been claimed, or tried in vain at least once?
-    pub fn attempted(&self) -> bool {
-        self.attempted
-    }
-
-    /// Bytes that wait for their first pass or are under way; repeats have a share of their own.
-    pub fn size(&self) -> usize {
-        self.next.tags.size() + self.in_flight.size + self.sweeps.size()
-    }
-
-    /// No first pass waits or is under way, and the marker says what it can: a stop waits for neither repeats nor sweeps.
-    pub fn is_settled(&self) -> bool {
-        let told = (self.written >= self.progress && !self.forgotten)
-            || self.sweeps.resyncing().is_some()
-            || !self.is_attached();
-        self.next.tags.is_empty() && self.in_flight.size == 0 && told
-    }
-
-    /// More waits than its share, and that is no matter of a moment: it is away, or has been too slow for too long. One that only connects anew
-    /// is neither: what arrives meanwhile finds room, or the reader stops for that moment.
-    fn holds_up_others(&mut self) -> bool {
-        if self.share.is_none_or(|share| self.next.tags.size() <= share) {
-            self.over_since = None;
-            return false;
-        }
-        let over = self.over_since.get_or_insert_with(Instant::now).elapsed();
-        (self.away_since.is_some() && self.connection.is_none()) || over >= self.cache.detach_after
     }
 
     /// Works on; ready when there is something to tell.

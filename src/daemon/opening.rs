@@ -1,19 +1,71 @@
-//! The way to a running stream: both connections, the tables, the slot, the lanes.
+//! One life of a stream, and the way to it: both connections, the tables, the slot, the lanes.
 
-use super::Daemon;
 use super::reload::{origin, share};
+use super::{CLOSE_LIMIT, Daemon, IDLE_LOOK};
 use crate::cache::Cache;
+use crate::cache::lane::Lane;
 use crate::exit::Exit;
 use crate::flow::Flow;
 use crate::rules::diagnostic;
 use crate::setup;
 use crate::setup::catalog::Catalog;
+use crate::shutdown::Shutdown;
 use crate::source::lsn::Lsn;
 use crate::source::replication::error::{Error, Kind};
 use crate::source::session::Session;
 use crate::source::{Server, Source, Stream};
 
 impl Daemon {
+    /// One life of a stream: opens it, and moves rows until it breaks. `Ok` when asked to stop.
+    pub(super) async fn stream<S: Stream>(&mut self, shutdown: &mut Shutdown) -> Result<(), Error> {
+        if self.flow.is_none() {
+            self.take_offer();
+        }
+        let (mut turn, mut opening) = (tokio::time::interval(IDLE_LOOK), Box::pin(self.open::<S>()));
+        let (mut source, catalog, confirmed) = loop {
+            tokio::select! {
+                () = shutdown.asked() => return Ok(()),
+                opened = &mut opening => break opened?,
+                _ = turn.tick() => self.turn(),
+            }
+        };
+        drop(opening);
+        let mut flow = self.resume(&source.server);
+        flow.resume_at(confirmed, S::FENCED);
+        self.board.metrics.connected("postgresql");
+        self.view.streaming(&source.place);
+        (self.renew, self.blind) = (false, None);
+        (self.streams_inserts, self.reload.reopen_at) = (source.stream.has_inserts(), None);
+        let log = source.stream.log().unwrap_or(confirmed);
+        self.begin(&mut flow, &source.server, confirmed, log);
+        self.reload.forget_unjudged();
+        match catalog {
+            // At first the markers say what was there before.
+            Some(catalog) if !flow.lanes.iter().all(Lane::is_covered) => self.judge(catalog, &mut flow),
+            Some(catalog) => self.reload.judge_later(self.rules.clone(), catalog),
+            None => self.reload.look_again(),
+        }
+        let (server, slot) = (source.server.clone(), &self.settings.names.slot);
+        tracing::info!(server = source.place, slot, timeline = server.timeline, %confirmed, "streaming");
+        self.tell_streaming(&flow);
+        if let Some(Lsn(0)) = self.goal {
+            self.goal = Some(source.stream.end(&source.session).await?);
+        }
+        let ended = match flow.relations.read_ancestors(&source.session).await {
+            Ok(()) => self.pump(&mut source, &mut flow, shutdown).await,
+            Err(error) => Err(Error::session("reading the partitions", &source.place, &error)),
+        };
+        // Whatever ended it: both connections go, at once, or a server that shuts down would wait for us.
+        flow.disconnect();
+        self.view.broken();
+        self.show(&flow);
+        self.flow = Some((server, flow));
+        let Source { session, stream, .. } = source;
+        drop(session);
+        stream.close(CLOSE_LIMIT).await;
+        ended
+    }
+
     /// Opens both connections, looks at the tables, and starts the stream; where it starts.
     pub(super) async fn open<S: Stream>(&self) -> Result<(Source<S>, Option<Catalog>, Lsn), Error> {
         let mut source = S::open(&self.settings, self.renew, &self.owner).await?;

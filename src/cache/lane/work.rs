@@ -8,16 +8,13 @@ use tokio::time::{Instant, sleep_until};
 
 use super::super::batch::Batch;
 use super::super::command::Command;
-use super::super::connection::{Error, Kind};
 use super::super::coverage::Coverage;
 use super::super::exchange::Replies;
 use super::super::flight::{Outcome, claim, connect, flight};
 use super::super::gap::{Gap, Scope};
 use super::super::marker::{Answer, BEHIND, Found, OTHER_DAEMON};
-use super::super::repeats::Repeats;
 use crate::tags::Tags;
 
-use super::unproven::{Acknowledged, Unproven};
 use super::{Attachment, Event, Flight, Lane, MARKER_INTERVAL, MARKER_PAUSE};
 
 type Work = Pin<Box<dyn Future<Output = Outcome>>>;
@@ -257,18 +254,6 @@ impl Lane {
         None
     }
 
-    /// The connection ends: what no marker has proven may be lost by then, and is owed once more. Nothing behind the marker counts as done.
-    fn owe_again(&mut self) {
-        let Some(Acknowledged { batches, scope, .. }) = self.unproven.take() else { return };
-        self.progress = self.written;
-        for batch in batches {
-            self.add(&batch.tags, batch.floor.unwrap_or(self.confirmed), None);
-        }
-        if let Some(scope) = scope {
-            self.sweeps.want(scope, self.written.map_or(self.confirmed, |written| written.done));
-        }
-    }
-
     /// Takes the answer to a marker. A refusal is a loss: it is told, everything goes stale, and the next write claims what
     /// stands there now.
     pub(super) fn marked_by(&mut self, answers: &[Value], complete: bool) -> Option<Event> {
@@ -311,55 +296,7 @@ impl Lane {
         }
     }
 
-    fn fail(&mut self, error: Error) -> Event {
-        self.trouble = Some(error.sentence.clone());
-        self.attempted = true;
-        self.connection = None;
-        self.in_flight = Flight::default();
-        self.owe_again();
-        self.sweeps.restart();
-        self.rest();
-        let away = self.away_since.get_or_insert_with(Instant::now).elapsed();
-        if ((error.kind == Kind::Refused && self.proven) || away >= self.cache.detach_after)
-            && self.share.is_some()
-            && let Some(event) = self.detach(&error.sentence)
-        {
-            return event;
-        }
-        Event::Down(error)
-    }
-
-    /// Batches may go through while a sweep cannot: for as long as it is owed it holds back the others, too.
-    pub(super) fn sweep_failed(&mut self, error: Error) -> Event {
-        self.trouble = Some(error.sentence.clone());
-        let hopeless = (error.kind == Kind::Refused && self.proven) || self.sweeps.failing() >= self.cache.detach_after;
-        if !hopeless || self.share.is_none() {
-            return Event::Down(error);
-        }
-        // It counts again by connecting anew.
-        self.connection = None;
-        self.in_flight = Flight::default();
-        self.rest();
-        self.detach(&error.sentence).unwrap_or(Event::Down(error))
-    }
-
-    /// Nothing is kept for it any more. Its marker is now behind the confirmed position, which is exactly what makes it
-    /// swept when it answers again, also after a crash.
-    pub(super) fn detach(&mut self, reason: &str) -> Option<Event> {
-        if !self.is_attached() {
-            return None;
-        }
-        self.attachment = Attachment::Detached;
-        (self.next, self.unproven) = (Batch::default(), Unproven::default());
-        self.repeats = Repeats::new(&self.cache.repeat, self.share.unwrap_or_default() / 2);
-        self.sweeps.forget();
-        self.followers.forget();
-        (self.progress, self.written) = (None, None);
-        let (cache, address) = (self.cache.name.clone(), self.cache.address());
-        Some(Event::Detached(Error { cache, address, sentence: reason.to_owned(), kind: Kind::Away }))
-    }
-
-    fn rest(&mut self) {
+    pub(super) fn rest(&mut self) {
         self.work = Some(rest_until(Instant::now() + self.backoff.next()));
     }
 }
