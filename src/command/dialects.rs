@@ -155,6 +155,7 @@ there: such a record is found by no tag, by the library's own invalidation neith
 On a Redis Cluster (`url: redis+cluster://...`) every command goes to the master of its key. `MEMBERS` only lists a set where it is and drops the
 records where they are; the links stay, as a link that goes apart from its record could orphan one that is stored between the two: the client's
 own housekeeping takes them. A sweep looks at every master, and twice where slots move meanwhile. `django-cacheops` needs one server.
+Run there against its library: `bentocache`, `symfony-redis-tag-aware` and `symfony-tag-aware`.
 
 ";
 

@@ -10,14 +10,14 @@ const RULES: &str = r#"{version: 1, caches: {
   rules: [{table: first_model, tags: ["user:<id>"], caches: [c, m]}]}"#;
 
 /// Private servers that make up one Cluster.
-struct Cluster {
+pub struct Cluster {
     nodes: Vec<Redis>,
     buses: Vec<u16>,
 }
 
 impl Cluster {
     /// Three masters, and replicas of the first.
-    async fn new(replicas: usize) -> Cluster {
+    pub async fn new(replicas: usize) -> Cluster {
         let (mut nodes, mut buses) = (Vec::new(), Vec::new());
         for _ in 0..3 + replicas {
             // 10,000 above a port there may be none.
@@ -71,7 +71,7 @@ impl Cluster {
         self.run(index, "CLUSTER MYID").await
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         let hosts: Vec<String> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
         format!("redis+cluster://{}", hosts.join(","))
     }

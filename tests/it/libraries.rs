@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::cluster::Cluster;
 use crate::reader::{Reader, libraries};
 use crate::support::{World, root, succeed, until};
 
@@ -171,6 +172,10 @@ const CASES: [Case; 28] = [
 
 impl Case {
     fn reader(&self, world: &World, options: &str) -> Reader {
+        self.reader_at(&world.redis.url(2), options)
+    }
+
+    fn reader_at(&self, url: &str, options: &str) -> Reader {
         let (libraries, clients) = (libraries(), root().join("tests/clients"));
         let mut command = match self.runtime {
             Node => {
@@ -206,10 +211,10 @@ impl Case {
                 if self.client.contains('.') {
                     command.arg(program);
                 }
-                return Reader::start(command.arg(world.redis.url(2)).arg(libraries.join("node")));
+                return Reader::start(command.arg(url).arg(libraries.join("node")));
             }
         };
-        Reader::start(command.args(["--client", self.client, "--url", &world.redis.url(2), "--options", options]))
+        Reader::start(command.args(["--client", self.client, "--url", url, "--options", options]))
     }
 
     /// Who reads what it has stored: the readers of docs/reading each other's records.
@@ -347,6 +352,52 @@ async fn every_library() {
     }
     println!("| dialect | library | reader |\n|---|---|---|\n{table}");
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// On a Redis Cluster: a record, its tag's key and the marker are on any of three masters.
+#[tokio::test]
+#[ignore = "needs the client libraries: scripts/test clients"]
+async fn on_a_cluster() {
+    let cases = CASES.iter().filter(|case| {
+        matches!((case.runtime, case.client), (Php | Sid, "symfony-redis-tag-aware" | "symfony-tag-aware"))
+            || (case.client == "bentocache" && case.options == "{}")
+    });
+    for case in cases {
+        let (cluster, world) = (Cluster::new(0).await, World::new().await);
+        let Case { dialect, settings, tag, .. } = case;
+        let settings = if settings.is_empty() { String::new() } else { format!(", {settings}") };
+        world.setup(&format!(
+            r#"{{version: 1, caches: {{default: {{url: "{}", dialect: {dialect}{settings}}}}},
+                rules: [{{table: shop.second_model, tags: ["{tag}<category_id>"]}}]}}"#,
+            cluster.url()
+        ));
+        let sql = world.sql().await;
+        let rows = "INSERT INTO shop.second_model SELECT n, n, 1, 'a', 'x' FROM generate_series(1, 30) n";
+        sql.batch_execute(rows).await.unwrap();
+        let daemon = world.daemon();
+        world.settled(&sql).await;
+        let [mut writer, mut reader] = [(); 2].map(|()| case.reader_at(&cluster.url(), case.options));
+        let fill = |writer: &mut Reader, reader: &mut Reader| {
+            for number in 1..=30 {
+                let (key, tag) = (format!("record{number}"), case.tag(number));
+                writer.set(&key, "old", &[&tag]);
+                assert_eq!(reader.get_with(&key, &[&tag]), json!("old"), "{}: {key}", case.client);
+            }
+        };
+        fill(&mut writer, &mut reader);
+        for change in ["UPDATE shop.second_model SET name = 'y' WHERE id <= 20", "TRUNCATE shop.second_model"] {
+            sql.batch_execute(change).await.unwrap();
+            world.settled(&sql).await;
+            let last = if change.starts_with("UPDATE") { 20 } else { 30 };
+            for number in 1..=30 {
+                let value = reader.get_with(&format!("record{number}"), &[&case.tag(number)]);
+                let wanted = if number <= last { Value::Null } else { json!("old") };
+                assert_eq!(value, wanted, "{}: record{number} after {change}\n{}", case.client, daemon.log());
+            }
+            fill(&mut writer, &mut reader);
+        }
+        println!("on a Cluster: {} {}", case.dialect, writer.library);
+    }
 }
 
 /// A Python client with these options.

@@ -49,7 +49,8 @@ process.removeAllListeners("warning");
 // What a client module gets: how to load from DIR, and where Redis is.
 function environment(dir, url) {
   const require = createRequire(join(dir, "_.js"));
-  const parsed = new URL(url);
+  const nodes = url.startsWith("redis+cluster://") ? url.slice("redis+cluster://".length).split(",") : [];
+  const parsed = new URL(nodes.length ? `redis://${nodes[0]}` : url);
   const connection = {
     host: parsed.hostname,
     port: Number(parsed.port || 6379),
@@ -59,9 +60,10 @@ function environment(dir, url) {
   return {
     url,
     connection,
-    // An ioredis client, connected.
+    // An ioredis client, connected: of one server, or of a Cluster.
     async connect(options = {}) {
-      const redis = checked(new (require("ioredis").Redis)({ ...connection, ...options }));
+      const { Cluster, Redis } = require("ioredis");
+      const redis = checked(nodes.length ? new Cluster(nodes.map((node) => `redis://${node}`)) : new Redis({ ...connection, ...options }));
       await redis.ping();
       return redis;
     },

@@ -7,7 +7,7 @@ use Symfony\Component\Cache\Adapter\RedisTagAwareAdapter;
 require_once __DIR__ . '/symfony.inc';
 
 return fn (string $url, array $options) => new SymfonyClient(
-    fn (Redis $redis) => new RedisTagAwareAdapter($redis, $options['namespace'] ?? ''),
+    fn (Redis|RedisCluster $redis) => new RedisTagAwareAdapter($redis, $options['namespace'] ?? ''),
     $url,
     $options
 );

@@ -11,7 +11,7 @@ use Symfony\Component\Cache\Adapter\TagAwareAdapter;
 require_once __DIR__ . '/symfony.inc';
 
 return fn (string $url, array $options) => new SymfonyClient(
-    function (Redis $redis) use ($options) {
+    function (Redis|RedisCluster $redis) use ($options) {
         $items = new RedisAdapter($redis, $options['namespace'] ?? '');
         $items->setLogger(new Thrower());
         return new TagAwareAdapter($items);
