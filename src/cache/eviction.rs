@@ -14,11 +14,11 @@ pub struct Life {
 }
 
 impl Life {
-    /// Reads it; nothing if the ACL does not let us.
+    /// Reads it; nothing if the ACL or a proxy does not let us.
     pub async fn read(masters: &mut Masters, node: usize) -> RedisResult<Option<Life>> {
         match masters.ask::<String>(node, &redis::cmd("INFO")).await {
             Ok(info) => Ok(Life::parse(&info)),
-            Err(error) if error.code() == Some("NOPERM") => Ok(None),
+            Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => Ok(None),
             Err(error) => Err(error),
         }
     }
