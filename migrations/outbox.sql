@@ -27,22 +27,42 @@ CREATE UNLOGGED TABLE IF NOT EXISTS waltag.progress (
   at timestamptz NOT NULL DEFAULT clock_timestamp(),
   skipped bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 20);
--- A waltag that is gone for good must not fill the disk. Above this size nothing more is written down (0: no bound). The sequence goes up
--- instead, whatever becomes of the transaction; whoever sees it move makes everything stale, empties the table, and lets the others see it.
+ALTER TABLE waltag.progress ADD COLUMN IF NOT EXISTS skipped bigint NOT NULL DEFAULT 0, SET UNLOGGED;
+-- A waltag that is gone for good must not fill the disk. When so many bytes are owed nothing more is written down (0: no bound). The sequence goes
+-- up instead, whatever becomes of the transaction; whoever sees it move makes everything stale, empties the table, and lets the others see it.
 CREATE SEQUENCE IF NOT EXISTS waltag.skipped;
 CREATE OR REPLACE FUNCTION waltag.outbox_limit() RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT {limit}::bigint';
-CREATE OR REPLACE FUNCTION waltag.empty_outbox() RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $waltag$
+-- What is deleted and not vacuumed, because of an old snapshot, is not owed: the daemon says how many bytes there are while little is.
+CREATE SEQUENCE IF NOT EXISTS waltag.bloat MINVALUE 0 START 0;
+CREATE OR REPLACE FUNCTION waltag.measure_outbox() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  SET enable_seqscan = off SET enable_bitmapscan = off AS $waltag$
+DECLARE
+  bytes bigint := pg_total_relation_size('waltag.outbox');
+  known bigint := (SELECT last_value FROM waltag.bloat);
 BEGIN
-  IF waltag.outbox_limit() > 0 AND pg_total_relation_size('waltag.outbox') > waltag.outbox_limit() THEN
-    TRUNCATE waltag.outbox;
-    PERFORM nextval('waltag.skipped');
+  IF waltag.outbox_limit() > 0 AND bytes > waltag.outbox_limit() / 4 AND bytes > known AND (SELECT count(*) < 10000 AND
+      coalesce(sum(size + 150), 0) < waltag.outbox_limit() / 8 FROM (SELECT size FROM waltag.outbox WHERE xid >= (SELECT pg_snapshot_xmax(done)
+      FROM waltag.progress ORDER BY 1 LIMIT 1) LIMIT 10000) owed) THEN
+    PERFORM setval('waltag.bloat', bytes);
+  ELSIF bytes < known THEN
+    PERFORM setval('waltag.bloat', bytes);
   END IF;
-  RETURN true;
-EXCEPTION WHEN lock_not_available THEN
-  RETURN false;
+  RETURN bytes;
 END
 $waltag$;
-REVOKE ALL ON FUNCTION waltag.outbox_limit(), waltag.empty_outbox() FROM PUBLIC;
+CREATE OR REPLACE FUNCTION waltag.empty_outbox() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $waltag$
+BEGIN
+  IF waltag.outbox_limit() > 0 AND {owed} THEN
+    TRUNCATE waltag.outbox;
+    PERFORM setval('waltag.bloat', 0);
+    RETURN nextval('waltag.skipped');
+  END IF;
+  RETURN 0;
+EXCEPTION WHEN lock_not_available THEN
+  RETURN NULL;
+END
+$waltag$;
+REVOKE ALL ON FUNCTION waltag.outbox_limit(), waltag.measure_outbox(), waltag.empty_outbox() FROM PUBLIC;
 {ours_alone}
 CREATE OR REPLACE FUNCTION waltag.truncated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $waltag$
 BEGIN

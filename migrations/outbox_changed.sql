@@ -8,6 +8,7 @@ DECLARE
   was text[];
   is_now text[];
   size int;
+  skip boolean := false;
 {declarations}BEGIN
   BEGIN
     IF TG_OP <> 'INSERT' THEN
@@ -38,6 +39,9 @@ DECLARE
     size := pg_column_size(names);
   END IF;
   IF {full} OR size > 2000 AND {toasted} THEN
+    skip := {owed};
+  END IF;
+  IF skip THEN
     PERFORM nextval('waltag.skipped');
   ELSE
     INSERT INTO waltag.outbox (relation, root, kind, names, old, new, size) VALUES (TG_RELID, {root}, what, names, was, is_now, size);

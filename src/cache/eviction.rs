@@ -11,6 +11,8 @@ pub struct Life {
     run: String,
     history: String,
     evicted: u64,
+    /// There is a `maxmemory`.
+    limited: bool,
 }
 
 impl Life {
@@ -27,7 +29,13 @@ impl Life {
         let field =
             |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
         let (run, history) = (field("run_id")?.to_owned(), field("master_replid")?.to_owned());
-        Some(Life { run, history, evicted: field("evicted_keys")?.parse().ok()? })
+        let limited = field("maxmemory").is_some_and(|bytes| bytes != "0");
+        Some(Life { run, history, evicted: field("evicted_keys")?.parse().ok()?, limited })
+    }
+
+    /// May it evict keys?
+    pub fn evicts(&self) -> bool {
+        self.limited
     }
 
     /// Since `before`, keys were evicted and nothing else can have taken one away.

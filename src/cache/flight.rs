@@ -8,6 +8,7 @@ use super::Cache;
 use super::batch::Batch;
 use super::command::{Command, Draw, commands};
 use super::connection::Error;
+use super::eviction::Life;
 use super::exchange::{Replies, exchange};
 use super::marker::{self, Found};
 use super::masters::{self, Masters};
@@ -22,7 +23,7 @@ pub(super) enum Outcome {
     /// The claim was answered.
     Claimed(Result<Vec<Value>, Error>),
     /// The batch that was sent, and what was answered; with `wait_replicas`, how many replicas have the marker and all that came before it.
-    Landed { batch: Batch, replies: Replies, replicas: Option<u8>, result: Result<(), Error> },
+    Landed { batch: Batch, replies: Replies, replicas: Option<u8>, lives: Vec<Option<Life>>, result: Result<(), Error> },
     /// No connection.
     Failed(Error),
     /// A wait is over.
@@ -52,8 +53,15 @@ pub(super) async fn claim(cache: Cache, mut masters: Masters, write: Vec<Command
 }
 
 /// Sends a marker and a batch in slices, looking at every reply; replicas are waited for behind a marker.
-pub(super) async fn flight(cache: Cache, mut masters: Masters, marker: Vec<Command>, batch: Batch) -> Outcome {
-    let (mut replies, mut result) = (Replies::default(), Ok(()));
+/// `witnesses`: where Redis is asked whether it has evicted keys, once it has answered.
+pub(super) async fn flight(
+    cache: Cache,
+    mut masters: Masters,
+    marker: Vec<Command>,
+    batch: Batch,
+    witnesses: Vec<String>,
+) -> Outcome {
+    let (mut replies, mut result, mut lives) = (Replies::default(), Ok(()), Vec::new());
     let mut tags = batch.tags.iter().peekable();
     let (mut head, mut replicas) = (marker, None);
     while result.is_ok() && (!head.is_empty() || tags.peek().is_some()) {
@@ -68,5 +76,12 @@ pub(super) async fn flight(cache: Cache, mut masters: Masters, marker: Vec<Comma
             Err(error) => result = Err(Error::new(&cache, &error)),
         }
     }
-    Outcome::Landed { batch, replies, replicas, result }
+    for key in witnesses {
+        let life = match masters.of(key.as_bytes()) {
+            Some(node) if result.is_ok() => Life::read(&mut masters, node).await,
+            _ => Ok(None),
+        };
+        lives.push(life.unwrap_or_default());
+    }
+    Outcome::Landed { batch, replies, replicas, lives, result }
 }

@@ -201,6 +201,11 @@ impl Followers {
         Some(Batch { tags, floor: Some(floor), committed: None })
     }
 
+    /// Bytes that wait and cannot be bounded otherwise.
+    pub fn scope_size(&self) -> usize {
+        self.sweep.iter().chain(&self.next_sweep).map(|(scope, ..)| scope.size()).sum()
+    }
+
     /// The position that they hold back.
     pub fn floor(&self) -> Option<Lsn> {
         let sweeps = self.sweep.iter().chain(&self.next_sweep).map(|(_, _, floor)| *floor);

@@ -68,6 +68,8 @@ pub struct Lane {
     written: Option<Progress>,
     /// When the marker was answered last.
     marked_at: Instant,
+    /// When Redis was asked last what it has evicted.
+    lives_at: Instant,
     backoff: Backoff,
     attempted: bool,
     /// The work is only the sleep until the next marker, this long.
@@ -185,6 +187,7 @@ impl Lane {
             progress: None,
             written: None,
             marked_at: Instant::now(),
+            lives_at: Instant::now(),
             backoff: Backoff::default(),
             attempted: false,
             asleep: None,
@@ -215,6 +218,9 @@ impl Lane {
         // A pass that is under way belongs to a queue that may be gone.
         self.in_flight.repeat = None;
         self.repeats.set_delays(&cache.repeat);
+        if cache.wait_replicas == 0 {
+            self.behind = None;
+        }
         self.cache = cache;
     }
 

@@ -1,5 +1,8 @@
 //! Where the Redis of a cache is: one server, the nodes by which a Cluster is found, or the Sentinels that know the master.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
 /// How a URL is written.
@@ -31,6 +34,8 @@ pub struct Service {
     pub name: String,
     /// Database and credentials of the master; where it is, they say.
     pub master: ConnectionInfo,
+    /// The newest configuration that this process has heard of.
+    pub epoch: Arc<AtomicU64>,
 }
 
 impl Location {
@@ -161,7 +166,10 @@ fn sentinels(scheme: &str, rest: &str) -> Result<Location, &'static str> {
     };
     let seeds: Vec<ConnectionInfo> = hosts.split(',').map(seed).collect::<Result<_, _>>()?;
     let master = server(&format!("{scheme}://{who}master/{database}"))?;
-    Ok(Location { seeds, topology: Topology::Sentinels(Box::new(Service { name: name.to_owned(), master })) })
+    Ok(Location {
+        seeds,
+        topology: Topology::Sentinels(Box::new(Service { name: name.to_owned(), master, epoch: Arc::default() })),
+    })
 }
 
 /// `user:password@a:1,b:2` is `user:password@` and `a:1,b:2`.

@@ -183,6 +183,19 @@ impl Marker {
         self.places.iter().filter_map(|place| place.slot).collect()
     }
 
+    /// Keys of the markers whose Redis evicts keys: an eviction explains that one is gone only as long as it has just happened.
+    pub fn evicting(&self) -> Vec<String> {
+        let evicting = self.places.iter().any(|place| place.life.as_ref().is_some_and(Life::evicts));
+        self.places.iter().filter(|_| evicting).map(|place| place.key.clone()).collect()
+    }
+
+    /// What their Redis has evicted up to now.
+    pub fn lived(&mut self, lives: Vec<Option<Life>>) {
+        for (place, life) in self.places.iter_mut().zip(lives) {
+            place.life = life.or(place.life.take());
+        }
+    }
+
     /// Takes what [`read`] has found: does it prove that changes may have been missed, and why? `confirmed` is where
     /// the slot starts. A position is confirmed only after the marker said so; a marker behind it has lost writes, or, if the slot
     /// has `jumped`, somebody else moved it.

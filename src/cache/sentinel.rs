@@ -7,6 +7,8 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -28,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The Sentinels of one master, with the connections to those that have answered.
 struct Sentinels {
     service: String,
+    epoch: Arc<AtomicU64>,
     seeds: Vec<(ConnectionInfo, Option<MultiplexedConnection>)>,
 }
 
@@ -48,7 +51,7 @@ pub struct Watch {
 /// Where the master of the service is, and a watch over it.
 pub async fn find(seeds: &[ConnectionInfo], service: &Service) -> RedisResult<(ConnectionInfo, Watch)> {
     let seeds = seeds.iter().map(|seed| (seed.clone(), None)).collect();
-    let mut sentinels = Sentinels { service: service.name.clone(), seeds };
+    let mut sentinels = Sentinels { service: service.name.clone(), epoch: service.epoch.clone(), seeds };
     let named = sentinels.master().await?;
     let master = location::moved(&service.master, &named.host, named.port);
     let (told, deposed) = watch::channel(false);
@@ -83,7 +86,7 @@ impl Drop for Watch {
 
 impl Sentinels {
     async fn master(&mut self) -> RedisResult<Named> {
-        let Sentinels { service, seeds } = self;
+        let Sentinels { service, seeds, .. } = self;
         let asked = seeds.iter_mut().map(|(seed, connection)| async {
             let answer = timeout(PATIENCE, ask(seed, connection, service)).await;
             answer.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())).inspect_err(|_| {
@@ -92,7 +95,8 @@ impl Sentinels {
         });
         let answers = join_all(asked).await;
         let places: Vec<String> = seeds.iter().map(|(seed, _)| seed.addr().to_string()).collect();
-        newest(answers).map_err(|error| {
+        let before = self.epoch.load(Ordering::Relaxed);
+        let named = newest(answers, before).map_err(|error| {
             let (who, service) = (places.join(", "), &self.service);
             match error {
                 Some(error) if error.detail().is_some_and(|detail| detail.starts_with("No such master")) => {
@@ -102,9 +106,11 @@ impl Sentinels {
                     "the Sentinels at {who} do not let us ask ({error}): give `sentinel_password`, and `sentinel_username` where they have users, with +sentinel|master +sentinel|get-master-addr-by-name"
                 )),
                 Some(error) => sentence(format!("no Sentinel at {who} says who `{service}` is: {error}")),
-                None => sentence("no Sentinel is named".into()),
+                None => sentence(format!("of the Sentinels at {who} only those answer that have not heard of the last failover")),
             }
-        })
+        })?;
+        self.epoch.store(named.epoch, Ordering::Relaxed);
+        Ok(named)
     }
 }
 
@@ -113,8 +119,9 @@ fn is_stranger(error: &RedisError) -> bool {
     error.kind() == ErrorKind::AuthenticationFailed || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
 }
 
-/// The answer that counts, or the last error.
-fn newest(answers: Vec<RedisResult<Named>>) -> Result<Named, Option<RedisError>> {
+/// The answer that counts, or the last error. One that is older than what was heard `before` counts only if all have answered: they were set up
+/// anew; nothing, if they have not.
+fn newest(answers: Vec<RedisResult<Named>>, before: u64) -> Result<Named, Option<RedisError>> {
     let (mut named, mut failure) = (None, None);
     for answer in answers {
         match answer {
@@ -122,7 +129,10 @@ fn newest(answers: Vec<RedisResult<Named>>) -> Result<Named, Option<RedisError>>
             Err(error) => failure = Some(error),
         }
     }
-    named.ok_or(failure)
+    match named {
+        Some(named) if named.epoch < before && failure.is_some() => Err(None),
+        named => named.ok_or(failure),
+    }
 }
 
 /// Asks one. During a failover the address is that of the new master before its entry says so.
@@ -159,9 +169,12 @@ mod tests {
     fn the_highest_epoch_counts() {
         let named = |epoch, host: &str| Ok(Named { epoch, host: host.into(), port: 6379 });
         let away = || Err(sentence("away".into()));
-        let newest = |answers| newest(answers).map(|named| named.host).map_err(|error| error.map(|e| e.to_string()));
-        assert_eq!(newest(vec![named(9, "z"), away(), named(10, "a"), named(2, "y")]), Ok("a".into()));
-        assert_eq!(newest(vec![away()]), Err(Some("away".into())));
-        assert_eq!(newest(vec![]), Err(None));
+        let newest = |answers, before| {
+            newest(answers, before).map(|named| named.host).map_err(|error| error.map(|e| e.to_string()))
+        };
+        assert_eq!(newest(vec![named(9, "z"), away(), named(10, "a"), named(2, "y")], 10), Ok("a".into()));
+        assert_eq!(newest(vec![away()], 0), Err(Some("away".into())));
+        assert_eq!(newest(vec![named(9, "cut off"), away()], 10), Err(None), "the others may know better");
+        assert_eq!(newest(vec![named(9, "a"), named(1, "b")], 10), Ok("a".into()), "nobody does");
     }
 }

@@ -139,7 +139,7 @@ async fn role(session: &Session, name: &str, feed: Feed) -> Result<Role, sql::Er
         "SELECT (r.rolcanlogin AND ({reads_a_table} OR r.rolreplication OR m.oid IS NOT NULL AND pg_has_role(r.oid, m.oid, 'MEMBER'))) OR r.rolsuper, \
          shobj_description(r.oid, 'pg_authid'), m.oid IS NOT NULL, \
          has_table_privilege(r.oid, to_regclass('waltag.outbox'), 'DELETE') AND has_table_privilege(r.oid, to_regclass('waltag.progress'), 'UPDATE') \
-         AND has_function_privilege(r.oid, to_regproc('waltag.empty_outbox'), 'EXECUTE'), \
+         AND has_function_privilege(r.oid, to_regproc('waltag.measure_outbox'), 'EXECUTE'), \
          EXISTS (SELECT FROM pg_shdepend s WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid \
            AND s.dbid NOT IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))) \
          FROM (SELECT) one LEFT JOIN pg_roles r ON r.rolname = {} LEFT JOIN pg_roles m ON m.rolname = 'rds_replication'",

@@ -1,6 +1,6 @@
 //! `waltag.invalidate` and `waltag.invalidate_in`: tags from SQL, on the way that the changes take.
 
-use super::outbox::statements::{FULL, NOTIFY, ours_alone};
+use super::outbox::statements::{NOTIFY, OWED, ours_alone};
 use super::statements::{MARK, Statement};
 use crate::source::replication::slot::Feed;
 use crate::source::session::{Error, Sql, literal};
@@ -38,8 +38,9 @@ impl Tags {
             }
             (Feed::Outbox, notify) => {
                 let row = "INSERT INTO waltag.outbox (relation, root, kind, names, size) VALUES (0, 0, 'm', ARRAY[content], octet_length(bytes));";
-                let row =
-                    format!("IF {FULL} THEN\n    PERFORM nextval('waltag.skipped');\n  ELSE\n    {row}\n  END IF;");
+                let row = format!(
+                    "IF waltag.outbox_limit() > 0 AND {OWED} THEN\n    PERFORM nextval('waltag.skipped');\n  ELSE\n    {row}\n  END IF;"
+                );
                 let (how, wake) = if notify { ("outbox, bounded", NOTIFY) } else { ("outbox, bounded and polled", "") };
                 (how, "SECURITY DEFINER", format!("{row}\n  {wake}"))
             }

@@ -396,4 +396,13 @@ async fn an_evicted_marker_is_no_gap() {
     let left = left(&mut cache).await;
     assert!(left.contains(&"user:2".to_owned()) && !left.contains(&"user:1".to_owned()), "{left:?}");
     assert_eq!(daemon.log().matches(" resync: ").count(), resyncs, "{}", daemon.log());
+    // What was evicted before explains nothing later.
+    run(&["CONFIG", "SET", "maxmemory", "1gb"]).await;
+    until("it has been asked since", || async {
+        let info: String = redis::cmd("INFO").arg("commandstats").query_async(&mut world.cache(0).await).await.unwrap();
+        info.split("cmdstat_info:calls=").nth(1).is_some_and(|rest| rest.split(',').next() > Some("3"))
+    })
+    .await;
+    run(&["FLUSHDB"]).await;
+    daemon.wait_for("the marker is gone");
 }

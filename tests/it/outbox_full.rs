@@ -2,8 +2,8 @@
 
 use tokio_postgres::Client;
 
-use crate::outbox::{ONE, world};
-use crate::support::{World, fill, is_gone, succeed, until};
+use crate::outbox::{ONE, world, world_with};
+use crate::support::{SCHEMA, World, fill, is_gone, succeed, until};
 
 /// Rows in the outbox, and its bytes.
 async fn size(sql: &Client) -> (i64, i64) {
@@ -48,6 +48,8 @@ async fn a_full_outbox_is_a_gap() {
     sql.batch_execute("DELETE FROM waltag.progress WHERE instance = 'gone'").await.unwrap();
     world.settled(&sql).await;
     assert!(is_gone(&cache, "a:1").await && is_gone(&cache, "a:30000").await && !is_gone(&cache, "b:1").await);
+    let emptied = daemon.log().matches("once more when the running").count();
+    assert_eq!(emptied, 1, "whoever empties it does not take that for another gap\n{}", daemon.log());
     // From then on nothing is swept.
     let resyncs = daemon.log().matches(" resync: ").count();
     fill(&mut cache, "a:2").await;
@@ -100,4 +102,59 @@ async fn a_full_outbox_over_a_crash_and_an_open_transaction() {
     world.settled(&sql).await;
     assert!(is_gone(&cache, "a:1").await && is_gone(&cache, "a:30000").await, "{}", daemon.log());
     until("it is empty", || async { size(&sql).await.1 < 1 << 20 }).await;
+}
+
+/// Whoever reads an old snapshot keeps what is deleted from being vacuumed: the table grows, and nothing is owed.
+#[tokio::test]
+async fn bloat_is_no_backlog() {
+    let world = world_with("autovacuum = off\n", SCHEMA).await;
+    world.rules(ONE);
+    succeed(&mut world.waltag("postgres", &BOUNDED));
+    let sql = world.sql().await;
+    let daemon = world.watched();
+    daemon.readyz(200);
+    // A dump: it has the table locked, too.
+    let mut dump = world.sql().await;
+    let dump =
+        dump.build_transaction().isolation_level(tokio_postgres::IsolationLevel::RepeatableRead).start().await.unwrap();
+    dump.batch_execute("SELECT FROM waltag.outbox LIMIT 1").await.unwrap();
+    let status = async || {
+        let all: serde_json::Value = serde_json::from_str(&daemon.get("/status").1).unwrap();
+        all["source"]["outbox_bytes"].as_i64().unwrap_or_default()
+    };
+    let (mut bytes, mut from) = (0, 1);
+    while bytes < 5 << 19 {
+        for _ in 0..2 {
+            let to = from + 2_000;
+            sql.batch_execute(&format!("INSERT INTO first_model SELECT n, '' FROM generate_series({from}, {to}) n"))
+                .await
+                .unwrap();
+            from = to + 1;
+            world.settled(&sql).await;
+        }
+        bytes = size(&sql).await.1;
+        // It is measured every five seconds.
+        until("it was measured", || async { status().await >= bytes }).await;
+    }
+    assert!(!daemon.log().contains("the outbox was full"), "{}", daemon.log());
+    let skipped = "SELECT count(*) FROM waltag.skipped WHERE is_called";
+    assert_eq!(crate::outbox::count(&sql, skipped).await, 0);
+    dump.commit().await.unwrap();
+    // What is owed on top of it is bounded all the same.
+    assert_eq!(daemon.stop(), Some(0));
+    sql.batch_execute("UPDATE first_model SET name = 'x'; INSERT INTO first_model SELECT n, '' FROM generate_series(100001, 130000) n").await.unwrap();
+    assert_eq!(crate::outbox::count(&sql, skipped).await, 1);
+}
+
+/// Tags from SQL lie in the same table.
+#[tokio::test]
+async fn an_outbox_that_is_full_of_tags_from_sql() {
+    let world = world().await;
+    world.rules(ONE);
+    succeed(&mut world.waltag("postgres", &BOUNDED));
+    let sql = world.sql().await;
+    let call = "DO $$ BEGIN FOR n IN 1..100 LOOP PERFORM waltag.invalidate((SELECT string_agg(md5(n::text || g::text), '') FROM generate_series(1, 1900) g)); END LOOP; END $$";
+    sql.batch_execute(call).await.unwrap();
+    let (rows, bytes) = size(&sql).await;
+    assert!(rows < 60 && bytes < 2 << 20, "{rows} rows, {bytes} bytes");
 }

@@ -35,7 +35,7 @@ impl Lane {
     pub(super) fn fail(&mut self, error: Error) -> Event {
         self.trouble = Some(error.sentence.clone());
         self.attempted = true;
-        self.connection = None;
+        (self.connection, self.behind) = (None, None);
         self.in_flight = Flight::default();
         self.owe_again();
         self.sweeps.restart();

@@ -57,7 +57,7 @@ impl Lane {
 
     /// Bytes that wait for their first pass or are under way; repeats have a share of their own.
     pub fn size(&self) -> usize {
-        self.next.tags.size() + self.in_flight.size + self.sweeps.size()
+        self.next.tags.size() + self.in_flight.size + self.sweeps.size() + self.followers.scope_size()
     }
 
     /// No first pass waits or is under way, and the marker says what it can: a stop waits for neither repeats nor sweeps.

@@ -38,7 +38,8 @@ impl Unproven {
 
     /// A sweep is complete.
     pub fn swept(&mut self, scope: Scope) {
-        self.since.add(Acknowledged { scope: Some(scope), ..Acknowledged::default() });
+        let size = scope.size();
+        self.since.add(Acknowledged { scope: Some(scope), size, batches: Vec::new() });
     }
 
     /// Is a marker wanted because of it?

@@ -85,7 +85,12 @@ impl Lane {
             edition,
             redirected: false,
         };
-        Box::pin(flight(self.cache.clone(), connection, write, batch))
+        let due = marker.is_some() && self.lives_at.elapsed() >= MARKER_INTERVAL;
+        let evicting = if due { self.marker.evicting() } else { Vec::new() };
+        if due {
+            self.lives_at = Instant::now();
+        }
+        Box::pin(flight(self.cache.clone(), connection, write, batch, evicting))
     }
 
     /// First passes go before repeats.
@@ -147,7 +152,8 @@ impl Lane {
                     refusal
                 }
             }),
-            Outcome::Landed { batch, replies: Replies { markers, futile, moved }, replicas, result } => {
+            Outcome::Landed { batch, replies: Replies { markers, futile, moved }, replicas, lives, result } => {
+                self.marker.lived(lives);
                 let behind = replicas.and_then(|count| self.replicated(count));
                 self.in_flight.redirected = moved;
                 let refusal = (!markers.is_empty()).then(|| self.marked_by(&markers, result.is_ok())).flatten();

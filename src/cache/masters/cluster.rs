@@ -1,6 +1,6 @@
 //! The masters of a Cluster: who they are, which slots they have, and what redirections say.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use redis::{RedisResult, Value};
@@ -89,6 +89,7 @@ impl Masters {
             return Ok(layout);
         }
         let (mut owned, mut node) = (BTreeSet::new(), 0);
+        let (mut ids, mut targets) = (BTreeSet::new(), BTreeMap::new());
         while node < self.nodes.len() {
             let text: String = self.ask(node, redis::cmd("CLUSTER").arg("NODES")).await?;
             let line = text.lines().find(|line| line.contains("myself")).unwrap_or_default();
@@ -97,17 +98,21 @@ impl Masters {
             let (id, slots) = (words.first().copied().unwrap_or_default(), words.get(8..).unwrap_or_default());
             owned.extend(slots.iter().filter_map(|range| slots_of(range)).flatten());
             layout.is_moving |= slots.iter().any(|slot| slot.starts_with('['));
-            let targets = slots.iter().filter_map(|slot| Some(slot.split_once("->-")?.1.trim_end_matches(']')));
-            for target in targets.collect::<BTreeSet<_>>() {
-                // `<id> 10.0.0.1:6379@16379,name ...`; one that is not listed was put out, and has no keys.
+            ids.insert(id.to_owned());
+            for target in slots.iter().filter_map(|slot| Some(slot.split_once("->-")?.1.trim_end_matches(']'))) {
+                // One that is not listed was put out, and has no keys.
                 let line = text.lines().find(|line| line.starts_with(target));
-                let place = line.and_then(|line| line.split(' ').nth(1)?.split('@').next());
-                if let Some((host, port)) = place.and_then(|place| place.rsplit_once(':')) {
-                    self.sibling(host, port.parse().unwrap_or_default()).await?;
-                }
+                targets.extend(line.and_then(place_of).map(|place| (target.to_owned(), place)));
             }
             layout.own.insert(format!("{id} {}", slots.join(" ")));
             node += 1;
+            // Those that have slots are known by the name that they announce.
+            if node == self.nodes.len()
+                && let Some((id, (host, port))) = targets.iter().find(|(id, _)| !ids.contains(*id))
+            {
+                self.sibling(host, *port).await?;
+                ids.insert(id.clone());
+            }
         }
         // A map that is older than the Cluster leads to some of its masters.
         if owned.len() != usize::from(SLOTS) {
@@ -116,6 +121,14 @@ impl Masters {
         }
         Ok(layout)
     }
+}
+
+/// Host and port of a line of CLUSTER NODES, `<id> 10.0.0.1:6379@16379,name,... ...`: the name, if it announces one.
+fn place_of(line: &str) -> Option<(String, u16)> {
+    let (place, more) = line.split(' ').nth(1)?.split_once('@')?;
+    let (host, port) = place.rsplit_once(':')?;
+    let name = more.split(',').nth(1).filter(|name| !name.is_empty() && !name.contains('='));
+    Some((name.unwrap_or(host).to_owned(), port.parse().ok()?))
 }
 
 /// `0-5460`, or `77`.
@@ -157,4 +170,18 @@ pub fn moved(cache: &Cache) -> Error {
 pub fn nobody(cache: &Cache) -> Error {
     let sentence = "no master of the Cluster has the slot of a key; `redis-cli --cluster check` says more".into();
     Error { cache: cache.name.clone(), address: cache.address(), sentence, kind: Kind::Away }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_of_nodes() {
+        let place = |text: &str| place_of(&format!("07c37df {text} master - 0 1 4 connected 0-5460"));
+        assert_eq!(place("127.0.0.1:30004@31004"), Some(("127.0.0.1".into(), 30_004)));
+        assert_eq!(place("127.0.0.1:30004@31004,node4.example"), Some(("node4.example".into(), 30_004)));
+        assert_eq!(place("[::1]:30004@31004,,shard-id=69bc"), Some(("[::1]".into(), 30_004)));
+        assert_eq!(place(":0@0"), Some((String::new(), 0)));
+    }
 }

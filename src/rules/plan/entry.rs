@@ -277,7 +277,9 @@ impl Entry {
                     self.push(out, text)
                 }
             });
-            failure = failure.or(self.too_long(out.len() - begin));
+            if written {
+                failure = failure.or(self.too_long(out.len() - begin));
+            }
             written && failure.is_none()
         });
         self.made.inc_by(u64::from(new));
@@ -292,7 +294,8 @@ impl Entry {
     pub(super) fn push(&self, out: &mut Vec<u8>, text: Option<Cow<str>>) -> bool {
         match text {
             Some(text) if !(self.empty_skips && text.is_empty()) => {
-                out.extend_from_slice(text.as_bytes());
+                // No more than it takes to see that it is too long: the buffer keeps its memory.
+                out.extend_from_slice(text.as_bytes().get(..=self.longest).unwrap_or(text.as_bytes()));
                 true
             }
             _ => false,

@@ -89,6 +89,17 @@ fn a_tag_of_more_than_a_kibibyte_is_swept_for() {
         assert_eq!(tags.contains(&format!("k:{name}")), fits);
         assert_eq!(unlisted, if fits { vec![] } else { vec!["k:<s>"] });
     }
+    // Where another column makes that there is no tag, none is too long.
+    let text = RULES.replace("k:<s>", "k:<s>:<c>");
+    let plan = Plan::compile(&rules(&text), &[TableName { schema: "public".into(), name: "t".into() }], &columns(&ALL));
+    let (mut stale, mut unlisted) = ([Stale::default(), Stale::default()], 0);
+    let megabyte = "x".repeat(1 << 20);
+    for (c, expected) in [(None, 0), (Some("2"), 1)] {
+        let new = row("7", c, "t", &megabyte);
+        plan.render(Change { event: Event::Insert, old: None, new: Some(&new) }, &mut stale, |_| unlisted += 1);
+        assert_eq!(unlisted, expected);
+    }
+    assert!(stale[1].size() < 8 << 10, "{}", stale[1].size());
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl Triggers {
 }
 
 const INSTALLED: &str = "SELECT to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.progress') IS NOT NULL \
-    AND to_regclass('waltag.skipped') IS NOT NULL, coalesce((SELECT prosrc LIKE '%pg_notify%' FROM pg_proc WHERE oid = to_regproc('waltag.truncated')), false), \
+    AND to_regclass('waltag.bloat') IS NOT NULL, coalesce((SELECT prosrc LIKE '%pg_notify%' FROM pg_proc WHERE oid = to_regproc('waltag.truncated')), false), \
     (SELECT substring(prosrc FROM '\\d+') FROM pg_proc WHERE oid = to_regproc('waltag.outbox_limit'))";
 
 const TRIGGERS: &str = "SELECT t.tgrelid, rn.nspname, c.relname, t.tgname, t.tgenabled = 'A', t.tgparentid <> 0, \

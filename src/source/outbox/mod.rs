@@ -86,7 +86,11 @@ impl Stream for Outbox {
             let polling = self.poll.is_running() || self.shapes.is_running();
             tokio::select! {
                 biased;
-                told = self.progress.work() => told.map_err(|error| self.failed("writing the progress", error))?,
+                told = self.progress.work() => {
+                    if let Some(number) = told.map_err(|error| self.failed("writing the progress", error))? {
+                        self.poll.has_emptied(number);
+                    }
+                }
                 // An answer that nobody takes would hold up those behind it.
                 rows = self.poll.answer(), if self.poll.is_running() => {
                     rows.map_err(|error| Error::session("reading the outbox", &self.place, &error))?;
@@ -178,7 +182,7 @@ impl Stream for Outbox {
     }
 
     async fn state(sql: Sql, _names: &Names) -> Result<Option<State>, session::Error> {
-        let rows = sql.rows("SELECT pg_total_relation_size('waltag.outbox'), waltag.outbox_limit()").await?;
+        let rows = sql.rows("SELECT waltag.measure_outbox(), waltag.outbox_limit()").await?;
         let number = |index: usize| rows.first()?.get(index)?.parse().ok();
         Ok(Some(State { outbox: number(0), outbox_limit: number(1), ..State::default() }))
     }
@@ -227,7 +231,7 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
     let (session, reader) = (open().await?, open().await?);
     let failed = |error| Error::session("reading the server's state", &place, &error);
     let query = "SELECT current_setting('server_version_num'), pg_is_in_recovery(), \
-        to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.skipped') IS NOT NULL, current_setting('server_encoding')";
+        to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.bloat') IS NOT NULL, current_setting('server_encoding')";
     let rows = session.rows(query).await.map_err(failed)?;
     let field = |index: usize| rows.first().and_then(|row| row.get(index)).unwrap_or_default();
     let config = |sentence: String| Err(Error::permanent(Exit::Config, sentence));

@@ -126,6 +126,13 @@ impl Poll {
         self.number = self.number.max((received.0 >> WITHIN) + 1);
     }
 
+    /// This daemon has emptied the outbox, and moved the sequence to `number`: if nobody else has moved it since the last look, that says nothing new.
+    pub fn has_emptied(&mut self, number: i64) {
+        if number == self.skipped + 1 {
+            self.skipped = number;
+        }
+    }
+
     /// Asks no more.
     pub fn forget(&mut self) {
         (self.running, self.page) = (None, None);

@@ -20,8 +20,10 @@ const LEASE: &str = "5 seconds";
 const WHOLE: Duration = Duration::from_secs(600);
 /// Seconds since 2020: with 32 bits behind them they fit until 2088.
 const MOMENT: &str = "(extract(epoch FROM clock_timestamp())::int8 - 1577836800)";
-/// A table that could not be emptied, because a transaction has written into it, is tried again after this time.
+/// A table that could not be emptied, because a transaction has written or read it, is tried again after this time, doubling ...
 const EMPTY_AGAIN: Duration = Duration::from_secs(5);
+/// ... to this.
+const LONGEST_REST: Duration = Duration::from_secs(300);
 /// Polls that are remembered until they are confirmed.
 const POLLS: usize = 1_000;
 /// Rows that one statement deletes.
@@ -54,6 +56,8 @@ pub struct Progress {
     skipped: i64,
     /// The outbox is full: when it is to be emptied.
     full: Option<Instant>,
+    /// Between two attempts.
+    rest: Duration,
     /// Polls that are complete and not confirmed.
     polls: VecDeque<(Lsn, String, i64)>,
     /// Confirmed since the row was written.
@@ -121,6 +125,7 @@ impl Progress {
             first_poll: number(2),
             skipped: row.get(3).and_then(|text| text.parse().ok()).unwrap_or_default(),
             full: None,
+            rest: EMPTY_AGAIN,
             polls: VecDeque::new(),
             news: false,
             deletable: true,
@@ -179,8 +184,8 @@ impl Progress {
         }
     }
 
-    /// Writes what was confirmed, and deletes. Ready after each statement. Cancel-safe.
-    pub async fn work(&mut self) -> Result<(), Error> {
+    /// Writes what was confirmed, and deletes. Ready after each statement, with what the sequence says if the outbox was emptied. Cancel-safe.
+    pub async fn work(&mut self) -> Result<Option<i64>, Error> {
         if self.running.is_none() {
             let wait = if self.news { AFTER_CONFIRMATION } else { SIGN };
             let full = self.full.is_some_and(|since| since <= Instant::now());
@@ -199,7 +204,7 @@ impl Progress {
                 self.written.clone_from(&self.snapshot);
             }
         }
-        let Some((doing, running)) = &mut self.running else { return Ok(()) };
+        let Some((doing, running)) = &mut self.running else { return Ok(None) };
         let doing = *doing;
         let answer = running.await;
         self.running = None;
@@ -207,12 +212,14 @@ impl Progress {
         match doing {
             Doing::Writing => {
                 self.last = Instant::now();
-                if rows.is_empty() { Err(Error::Lost) } else { Ok(()) }
+                if rows.is_empty() { Err(Error::Lost) } else { Ok(None) }
             }
             Doing::Emptying => {
-                let emptied = rows.first().and_then(|row| row.get(0)) == Some("t");
-                self.full = (!emptied).then(|| Instant::now() + EMPTY_AGAIN);
-                Ok(())
+                let number = rows.first().and_then(|row| row.get(0)).and_then(|text| text.parse::<i64>().ok());
+                // Whoever reads or writes the table keeps it locked, and those behind us wait with us.
+                self.rest = if number.is_some() { EMPTY_AGAIN } else { (self.rest * 2).min(LONGEST_REST) };
+                self.full = number.is_none().then(|| Instant::now() + self.rest);
+                Ok(number.filter(|number| *number > 0))
             }
             Doing::Deleting => {
                 let deleted = rows.first().and_then(|row| row.get(0)).and_then(|text| text.parse::<usize>().ok());
@@ -225,7 +232,7 @@ impl Progress {
                 } else if !self.deletable {
                     self.deleted = Some(self.written.clone());
                 }
-                Ok(())
+                Ok(None)
             }
         }
     }
