@@ -8,8 +8,8 @@ use super::Cache;
 use super::batch::Batch;
 use super::command::{Command, Draw, commands};
 use super::connection::Error;
-use super::eviction::Life;
 use super::exchange::{Replies, exchange};
+use super::life::Life;
 use super::marker::{self, Found};
 use super::masters::{self, Masters};
 

@@ -7,18 +7,20 @@
 //! In a Cluster each master may lose writes by itself. Each has a witness of its own, a marker whose hash tag sends it there; the one that
 //! clients read is written behind them. A witness goes where its slot goes.
 
+mod found;
+
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use redis::{RedisResult, Script, Value};
+use redis::{Script, Value};
 
 use super::command::Command;
 use super::coverage::Coverage;
-use super::eviction::Life;
 use super::gap::Gap;
-use super::masters::Masters;
-use super::slots;
+use super::life::Life;
 use crate::source::lsn::Lsn;
+use found::witness_key;
+pub use found::{Found, read};
 
 /// `KEYS[1]` the hash; `ARGV`: expected owner and seq ('' where the field is missing), whether progress is forgotten, then
 /// fields and values. Answers 1, or the owner and seq that are there instead; then nothing was written.
@@ -84,63 +86,11 @@ struct Place {
 
 static SCRIPT_HASH: LazyLock<String> = LazyLock::new(|| Script::new(COMPARE_AND_SET).get_hash().to_owned());
 
-/// What stands in the hash.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
-    /// Who wrote last.
-    pub owner: Option<String>,
-    /// How often.
-    pub seq: Option<String>,
-    /// Version of the fields.
-    pub format: Option<String>,
-    /// Nothing at or below was owed.
-    pub done: Option<String>,
-    /// Of the server that was read from.
-    pub timeline: Option<String>,
-    /// Its crash mark.
-    pub crash: Option<String>,
-    /// What the rules covered ([`Coverage::text`]).
-    pub rules: Option<String>,
-    /// [`BEHIND`] if a standby of the application's was away.
-    pub replicas: Option<String>,
-    /// Of the Redis where it stands.
-    pub life: Option<Life>,
-    /// What stands in the witnesses of a Cluster, by slot.
-    pub witnesses: Vec<(u16, Found)>,
-}
-
 /// Owner and sequence number as Redis has them; empty where there is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Held {
     owner: String,
     seq: String,
-}
-
-/// Reads who wrote last, in the marker `key` and its witnesses: those that it names, those of `known`, and one for each master that has none.
-/// Must come before any other write on a new connection.
-pub async fn read(masters: &mut Masters, key: &str, known: BTreeSet<u16>) -> RedisResult<Found> {
-    let (mut found, named) = read_one(masters, key).await?;
-    let named = named.unwrap_or_default();
-    let named = named.split(' ').filter_map(|slot| slot.parse().ok());
-    for slot in masters.witnesses(&known.into_iter().chain(named).collect()) {
-        found.witnesses.push((slot, read_one(masters, &witness_key(key, slot)).await?.0));
-    }
-    Ok(found)
-}
-
-async fn read_one(masters: &mut Masters, key: &str) -> RedisResult<(Found, Option<String>)> {
-    let mut command = redis::cmd("HMGET");
-    command.arg(key).arg(&["owner", "seq", "format", "done", "timeline", "crash", "rules", "replicas", "witnesses"]);
-    let (node, found) = masters.read(key.as_bytes(), &command).await?;
-    let [owner, seq, format, done, timeline, crash, rules, replicas, named]: [Option<String>; 9] = found;
-    let life = Life::read(masters, node).await?;
-    let witnesses = Vec::new();
-    Ok((Found { owner, seq, format, done, timeline, crash, rules, replicas, life, witnesses }, named))
-}
-
-/// `waltag:{<text that maps to the slot>}:<rest of the key>`.
-fn witness_key(key: &str, slot: u16) -> String {
-    format!("waltag:{{{}}}:{}", slots::text_of(slot), key.trim_start_matches("waltag:"))
 }
 
 /// What Redis answered to a write.
@@ -194,6 +144,16 @@ impl Marker {
         for (place, life) in self.places.iter_mut().zip(lives) {
             place.life = life.or(place.life.take());
         }
+    }
+
+    /// Was everything found in the very processes where it stood before? Then none of what they have acknowledged is lost.
+    pub fn is_where_it_was(&self, found: &Found) -> bool {
+        let witnesses = found.witnesses.iter().map(|(slot, found)| (Some(*slot), found));
+        witnesses.chain([(None, found)]).all(|(slot, found)| {
+            let place = self.places.iter().find(|place| place.slot == slot);
+            let before = place.and_then(|place| place.life.as_ref());
+            before.zip(found.life.as_ref()).is_some_and(|(before, now)| now.is_life_of(before))
+        })
     }
 
     /// Takes what [`read`] has found: does it prove that changes may have been missed, and why? `confirmed` is where

@@ -56,7 +56,6 @@ impl Lane {
     pub(super) fn start(&mut self) -> Work {
         if std::mem::take(&mut self.reread) {
             self.connection = None;
-            self.owe_again();
             return rest_until(Instant::now());
         }
         let Some(connection) = self.connection.clone() else { return Box::pin(pending()) };
@@ -133,6 +132,9 @@ impl Lane {
                 let (connection, found) = *connected;
                 // It may be another server now.
                 self.sweeps.restart();
+                if !self.marker.is_where_it_was(&found) {
+                    self.owe_again();
+                }
                 let gap = self.gap(found);
                 self.work = Some(Box::pin(claim(self.cache.clone(), connection.clone(), self.marker_write())));
                 self.connection = Some(connection);
@@ -157,10 +159,8 @@ impl Lane {
                 let behind = replicas.and_then(|count| self.replicated(count));
                 self.in_flight.redirected = moved;
                 let refusal = (!markers.is_empty()).then(|| self.marked_by(&markers, result.is_ok())).flatten();
-                // The slots lie otherwise now: who has them is asked again, and what stands there.
-                self.reread |= moved;
                 let flight = std::mem::take(&mut self.in_flight);
-                match result {
+                let landed = match result {
                     Ok(()) => {
                         let event = self.landed(batch, flight);
                         let futile = futile.map(|futile| Event::Futile(futile.0, futile.1));
@@ -173,7 +173,13 @@ impl Lane {
                         }
                         Some(self.fail(error))
                     }
+                };
+                if moved {
+                    // The slots lie otherwise now: who has them is asked again, and what stands there.
+                    self.reread = true;
+                    self.owe_again();
                 }
+                landed
             }
             Outcome::Claimed(Err(error)) | Outcome::Failed(error) => Some(self.fail(error)),
         }

@@ -1,4 +1,4 @@
-//! Was a key evicted, or were writes lost? Redis under maxmemory may drop any key, the marker as well; that is no gap. Another process, another history
+//! Which life of which Redis it is. Was a key evicted, or were writes lost? Redis under maxmemory may drop any key, the marker as well; that is no gap. Another process, another history
 //! (a replica that took over) or no eviction at all is one.
 
 use redis::RedisResult;
@@ -38,9 +38,14 @@ impl Life {
         self.limited
     }
 
+    /// The same process, with the same history.
+    pub fn is_life_of(&self, before: &Life) -> bool {
+        (&self.run, &self.history) == (&before.run, &before.history)
+    }
+
     /// Since `before`, keys were evicted and nothing else can have taken one away.
     pub fn has_evicted_since(&self, before: &Life) -> bool {
-        (&self.run, &self.history) == (&before.run, &before.history) && self.evicted > before.evicted
+        self.is_life_of(before) && self.evicted > before.evicted
     }
 }
 
