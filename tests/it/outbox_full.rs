@@ -122,6 +122,7 @@ async fn bloat_is_no_backlog() {
         let all: serde_json::Value = serde_json::from_str(&daemon.get("/status").1).unwrap();
         all["source"]["outbox_bytes"].as_i64().unwrap_or_default()
     };
+    let skipped = "SELECT count(*) FROM waltag.skipped WHERE is_called";
     let (mut bytes, mut from) = (0, 1);
     while bytes < 5 << 19 {
         for _ in 0..2 {
@@ -133,12 +134,11 @@ async fn bloat_is_no_backlog() {
             world.settled(&sql).await;
         }
         bytes = size(&sql).await.1;
+        assert_eq!(crate::outbox::count(&sql, skipped).await, 0, "at {bytes} bytes\n{}", daemon.log());
         // It is measured every five seconds.
         until("it was measured", || async { status().await >= bytes }).await;
     }
     assert!(!daemon.log().contains("the outbox was full"), "{}", daemon.log());
-    let skipped = "SELECT count(*) FROM waltag.skipped WHERE is_called";
-    assert_eq!(crate::outbox::count(&sql, skipped).await, 0);
     dump.commit().await.unwrap();
     // What is owed on top of it is bounded all the same.
     assert_eq!(daemon.stop(), Some(0));
