@@ -53,7 +53,7 @@ pub(super) async fn claim(cache: Cache, mut masters: Masters, write: Vec<Command
 }
 
 /// Sends a marker and a batch in slices, looking at every reply; replicas are waited for behind a marker.
-/// `witnesses`: where Redis is asked whether it has evicted keys, once it has answered.
+/// `witnesses`: where Redis is asked before what it has evicted.
 pub(super) async fn flight(
     cache: Cache,
     mut masters: Masters,
@@ -62,6 +62,20 @@ pub(super) async fn flight(
     witnesses: Vec<String>,
 ) -> Outcome {
     let (mut replies, mut result, mut lives) = (Replies::default(), Ok(()), Vec::new());
+    // Before the marker: what is evicted from here on may be it.
+    for key in witnesses {
+        let life = match masters.of(key.as_bytes()) {
+            Some(node) => Life::read(&mut masters, node).await,
+            None => Ok(None),
+        };
+        match life {
+            Ok(life) => lives.push(life),
+            Err(error) => {
+                result = Err(Error::new(&cache, &error));
+                break;
+            }
+        }
+    }
     let mut tags = batch.tags.iter().peekable();
     let (mut head, mut replicas) = (marker, None);
     while result.is_ok() && (!head.is_empty() || tags.peek().is_some()) {
@@ -75,13 +89,6 @@ pub(super) async fn flight(
             Ok(count) => replicas = Some(count),
             Err(error) => result = Err(Error::new(&cache, &error)),
         }
-    }
-    for key in witnesses {
-        let life = match masters.of(key.as_bytes()) {
-            Some(node) if result.is_ok() => Life::read(&mut masters, node).await,
-            _ => Ok(None),
-        };
-        lives.push(life.unwrap_or_default());
     }
     Outcome::Landed { batch, replies, replicas, lives, result }
 }

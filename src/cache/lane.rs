@@ -26,6 +26,7 @@ use super::coverage::Coverage;
 use super::flight::Outcome;
 use super::followers::Followers;
 use super::gap::{Gap, Scope};
+use super::life::Life;
 use super::marker::{Marker, Progress};
 use super::masters::Masters;
 use super::pattern::Pattern;
@@ -133,6 +134,8 @@ struct Flight {
     edition: Option<u64>,
     /// Slots of a Cluster were not where they were thought to be.
     redirected: bool,
+    /// What Redis had evicted before the marker was written.
+    lives: Vec<Option<Life>>,
 }
 
 /// What the daemon should know.

@@ -11,8 +11,6 @@ pub struct Life {
     run: String,
     history: String,
     evicted: u64,
-    /// There is a `maxmemory`.
-    limited: bool,
 }
 
 impl Life {
@@ -29,13 +27,7 @@ impl Life {
         let field =
             |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
         let (run, history) = (field("run_id")?.to_owned(), field("master_replid")?.to_owned());
-        let limited = field("maxmemory").is_some_and(|bytes| bytes != "0");
-        Some(Life { run, history, evicted: field("evicted_keys")?.parse().ok()?, limited })
-    }
-
-    /// May it evict keys?
-    pub fn evicts(&self) -> bool {
-        self.limited
+        Some(Life { run, history, evicted: field("evicted_keys")?.parse().ok()? })
     }
 
     /// The same process, with the same history.

@@ -133,10 +133,10 @@ impl Marker {
         self.places.iter().filter_map(|place| place.slot).collect()
     }
 
-    /// Keys of the markers whose Redis evicts keys: an eviction explains that one is gone only as long as it has just happened.
-    pub fn evicting(&self) -> Vec<String> {
-        let evicting = self.places.iter().any(|place| place.life.as_ref().is_some_and(Life::evicts));
-        self.places.iter().filter(|_| evicting).map(|place| place.key.clone()).collect()
+    /// Keys of the markers, where Redis may be asked what it has evicted: that explains that one is gone only as long as it has just happened.
+    pub fn evictable(&self) -> Vec<String> {
+        let may_ask = self.places.iter().all(|place| place.life.is_some());
+        self.places.iter().filter(|_| may_ask).map(|place| place.key.clone()).collect()
     }
 
     /// What their Redis has evicted up to now.

@@ -83,13 +83,14 @@ impl Lane {
             followers,
             edition,
             redirected: false,
+            lives: Vec::new(),
         };
         let due = marker.is_some() && self.lives_at.elapsed() >= MARKER_INTERVAL;
-        let evicting = if due { self.marker.evicting() } else { Vec::new() };
+        let evictable = if due { self.marker.evictable() } else { Vec::new() };
         if due {
             self.lives_at = Instant::now();
         }
-        Box::pin(flight(self.cache.clone(), connection, write, batch, evicting))
+        Box::pin(flight(self.cache.clone(), connection, write, batch, evictable))
     }
 
     /// First passes go before repeats.
@@ -155,7 +156,7 @@ impl Lane {
                 }
             }),
             Outcome::Landed { batch, replies: Replies { markers, futile, moved }, replicas, lives, result } => {
-                self.marker.lived(lives);
+                self.in_flight.lives = lives;
                 let behind = replicas.and_then(|count| self.replicated(count));
                 self.in_flight.redirected = moved;
                 let refusal = (!markers.is_empty()).then(|| self.marked_by(&markers, result.is_ok())).flatten();
@@ -278,6 +279,7 @@ impl Lane {
                 self.written = self.written.max(wanted);
                 self.full = false;
                 self.told_edition = edition.or(self.told_edition);
+                self.marker.lived(std::mem::take(&mut self.in_flight.lives));
                 // Whoever loses what came before loses this as well, and the next marker finds out.
                 if !self.in_flight.redirected {
                     self.unproven.proven();
