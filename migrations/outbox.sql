@@ -40,11 +40,9 @@ DECLARE
   bytes bigint := pg_total_relation_size('waltag.outbox');
   known bigint := (SELECT last_value FROM waltag.bloat);
 BEGIN
-  IF waltag.outbox_limit() > 0 AND bytes > waltag.outbox_limit() / 4 AND bytes > known AND (SELECT count(*) < 10000 AND
+  IF bytes < known OR waltag.outbox_limit() > 0 AND bytes > waltag.outbox_limit() / 4 AND bytes > known AND (SELECT count(*) < 10000 AND
       coalesce(sum(size + 150), 0) < waltag.outbox_limit() / 8 FROM (SELECT size FROM waltag.outbox WHERE xid >= (SELECT pg_snapshot_xmax(done)
       FROM waltag.progress ORDER BY 1 LIMIT 1) LIMIT 10000) owed) THEN
-    PERFORM setval('waltag.bloat', bytes);
-  ELSIF bytes < known THEN
     PERFORM setval('waltag.bloat', bytes);
   END IF;
   RETURN bytes;
@@ -52,7 +50,7 @@ END
 $waltag$;
 CREATE OR REPLACE FUNCTION waltag.empty_outbox() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $waltag$
 BEGIN
-  IF waltag.outbox_limit() > 0 AND {owed} THEN
+  IF {owed} THEN
     TRUNCATE waltag.outbox;
     PERFORM setval('waltag.bloat', 0);
     RETURN nextval('waltag.skipped');

@@ -78,6 +78,11 @@ impl Command {
         command
     }
 
+    /// Does it go on from a cursor?
+    pub(super) fn is_walk(&self) -> bool {
+        self.next == Next::Cursor
+    }
+
     /// To be sent to another server: a cursor says nothing there.
     pub(super) fn restarted(mut self) -> Command {
         if let (Next::Cursor, Some(place)) = (self.next, self.arguments.get_mut(CURSOR)) {

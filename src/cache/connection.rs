@@ -85,6 +85,11 @@ impl Error {
     }
 }
 
+/// A sentence for people: what an `io::Error` says is shown as it is.
+pub fn sentence(text: String) -> RedisError {
+    std::io::Error::other(text).into()
+}
+
 /// What a certificate that is refused means.
 fn certificate(said: &str) -> String {
     let remedy = match said {

@@ -135,8 +135,7 @@ async fn take(
         }
         (answer, None) => {
             let (redirected, hops, asking) = (one.redirected, one.hops, one.asking);
-            let key = one.command.key().to_vec();
-            let left = one.command.after(&answer).into_iter().map(|command| match command.key() == key {
+            let left = one.command.after(&answer).into_iter().map(|command| match command.is_walk() {
                 // It goes on where it is: the node before would send it here again, and to its beginning.
                 true => Owed { command, marker: None, redirected, hops, asking },
                 false => Owed::new(command, None),

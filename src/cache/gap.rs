@@ -19,9 +19,9 @@ pub struct Gap {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
     /// All that the rules can reach.
-    pub everything: bool,
+    everything: bool,
     /// Those of a few templates.
-    pub keys: Keys,
+    keys: Keys,
     /// Keys of tags that no rule makes: somebody named them. Nothing stands for them.
     named: BTreeSet<Pattern>,
     /// Their bytes.

@@ -254,7 +254,8 @@ impl Lane {
         self.next.add(tags, floor, committed);
     }
 
-    /// Everything up to `position` was handed over, and in the log up to `end`; what is still owed lowers it. Never goes back: what was done stays done.
+    /// Everything up to `position` was handed over, and in the log up to `end`; what is still owed lowers it. Never goes
+    /// back: what was done stays done, unless a connection ended before a marker had proven it.
     pub fn advance(&mut self, position: Lsn, end: Lsn) {
         self.paused = false;
         self.end = self.end.max(end);

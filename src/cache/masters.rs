@@ -15,7 +15,7 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, ConnectionInfo, ErrorKind, RedisError, RedisResult, Value};
 
 use super::Cache;
-use super::connection::Error;
+use super::connection::{Error, sentence};
 use super::location::{Location, Service};
 use super::sentinel::{self, Watch};
 use super::slots::slot_of;
@@ -95,16 +95,14 @@ impl Masters {
         let (seed, watch) = sentinel::find(sentinels, service).await?;
         let place = seed.addr().to_string();
         let away = |error: RedisError| match error.is_io_error() {
-            true => sentinel::sentence(format!("{place}, whom the Sentinels name, is away: {error}")),
+            true => sentence(format!("{place}, whom the Sentinels name, is away: {error}")),
             false => error,
         };
         let mut masters = Masters::at(seed.clone(), scripts);
         let role = masters.alone(&seed).await.map_err(away)?;
         // Where the ACL withholds HELLO, the first write will tell.
         if !matches!(role.as_str(), "master" | "") {
-            return Err(sentinel::sentence(format!(
-                "{place}, whom the Sentinels name, is a {role}: a failover is under way"
-            )));
+            return Err(sentence(format!("{place}, whom the Sentinels name, is a {role}: a failover is under way")));
         }
         masters.watch = Some(Arc::new(watch));
         Ok(masters)
@@ -194,7 +192,7 @@ impl Masters {
             node = self.redirected(slot, &name, moved).await?;
             asking = !moved;
         }
-        Err(sentinel::sentence("the nodes of the Cluster send us to and fro".into()))
+        Err(sentence("the nodes of the Cluster send us to and fro".into()))
     }
 
     /// The connection to one master.

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use super::connection::sentence;
 use super::location::{self, Service};
 use super::masters::connect;
 
@@ -154,11 +155,6 @@ async fn ask(
     let (host, port) = question("GET-MASTER-ADDR-BY-NAME").query_async(connection).await?;
     let epoch = entry.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or_default();
     Ok(Named { epoch, host, port })
-}
-
-/// A sentence for people: what an `io::Error` says is shown as it is.
-pub fn sentence(text: String) -> RedisError {
-    io::Error::other(text).into()
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ impl Daemon {
             }
             LaneEvent::Behind(replicas) => {
                 metrics.redis_error(cache, "replicas");
-                let wanted = flow.lanes.get(index).map_or(0, |lane| lane.cache().wait_replicas);
+                let wanted = lane.cache().wait_replicas;
                 tracing::error!(
                     cache,
                     address,

@@ -38,9 +38,8 @@ impl Tags {
             }
             (Feed::Outbox, notify) => {
                 let row = "INSERT INTO waltag.outbox (relation, root, kind, names, size) VALUES (0, 0, 'm', ARRAY[content], octet_length(bytes));";
-                let row = format!(
-                    "IF waltag.outbox_limit() > 0 AND {OWED} THEN\n    PERFORM nextval('waltag.skipped');\n  ELSE\n    {row}\n  END IF;"
-                );
+                let row =
+                    format!("IF {OWED} THEN\n    PERFORM nextval('waltag.skipped');\n  ELSE\n    {row}\n  END IF;");
                 let (how, wake) = if notify { ("outbox, bounded", NOTIFY) } else { ("outbox, bounded and polled", "") };
                 (how, "SECURITY DEFINER", format!("{row}\n  {wake}"))
             }

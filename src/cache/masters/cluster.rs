@@ -6,9 +6,8 @@ use std::sync::Arc;
 use redis::{RedisResult, Value};
 
 use super::super::Cache;
-use super::super::connection::{Error, Kind};
+use super::super::connection::{Error, Kind, sentence};
 use super::super::location;
-use super::super::sentinel::sentence;
 use super::super::slots::SLOTS;
 use super::{Masters, connect};
 

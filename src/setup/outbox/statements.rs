@@ -19,8 +19,7 @@ const FULL: &str = "waltag.outbox_limit() > 0 AND pg_relation_size('waltag.outbo
 /// ... with large values, which lie elsewhere: 8 µs.
 const TOASTED: &str = "waltag.outbox_limit() > 0 AND pg_total_relation_size('waltag.outbox') > waltag.outbox_limit()";
 /// All of them may be deleted and not vacuumed, which is not owed. Looked at behind those, and apart: with a query in it an expression takes longer.
-pub(in crate::setup) const OWED: &str =
-    "pg_total_relation_size('waltag.outbox') > waltag.outbox_limit() + (SELECT last_value FROM waltag.bloat)";
+pub(in crate::setup) const OWED: &str = "waltag.outbox_limit() > 0 AND pg_total_relation_size('waltag.outbox') > waltag.outbox_limit() + (SELECT last_value FROM waltag.bloat)";
 /// What cannot be sent fails here, and not in every poll.
 const SENDABLE: &str = "    IF getdatabaseencoding() <> 'UTF8' THEN\n      PERFORM convert_to(array_to_string(was || is_now, ''), 'UTF8');\n    END IF;\n";
 /// Without: a comment that says why.
