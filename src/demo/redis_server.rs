@@ -22,8 +22,14 @@ impl Redis {
         let directory = private_directory()?;
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let mut server = Redis { port: free_port()?, directory, arguments, child: None };
-        server.launch()?;
-        Ok(server)
+        // Another program may take the port between our look and the start.
+        for _ in 0..2 {
+            match server.launch() {
+                Err(Error::Failed(..)) => server.port = free_port()?,
+                launched => return launched.map(|()| server),
+            }
+        }
+        server.launch().map(|()| server)
     }
 
     /// Starts it (again), and waits until it takes connections.
@@ -42,10 +48,10 @@ impl Redis {
             "--dir",
         ]);
         server.arg(self.directory.path()).args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null());
-        self.child = Some(spawn(server.stderr(Stdio::null()))?);
+        let child = self.child.insert(spawn(server.stderr(Stdio::null()))?);
         let deadline = Instant::now() + START_LIMIT;
         while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            if Instant::now() > deadline {
+            if Instant::now() > deadline || !matches!(child.try_wait(), Ok(None)) {
                 return Err(Error::Failed("redis-server".into(), "it does not take connections".into()));
             }
             std::thread::sleep(Duration::from_millis(10));

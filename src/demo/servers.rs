@@ -284,10 +284,18 @@ pub fn private_directory() -> Result<TempDir, Error> {
     Ok(directory)
 }
 
-/// A port that nobody listens on now.
+/// A port that nobody listens on now: below those that Linux gives to outgoing connections (32,768 and more), each of which could take it
+/// before the server does, and while a server is down.
 pub fn free_port() -> Result<u16, Error> {
-    let socket = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
-    Ok(socket.map_err(|error| Error::Io("free port".into(), error))?.port())
+    let mut refused = None;
+    for _ in 0..100 {
+        let port = rand::random_range(15_000..32_768);
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Ok(_) => return Ok(port),
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(Error::Io("free port".into(), refused.unwrap_or_else(|| io::ErrorKind::AddrInUse.into())))
 }
 
 pub(super) fn spawn(command: &mut Command) -> Result<Child, Error> {

@@ -15,7 +15,7 @@ use super::servers::{self, Postgres, Redis};
 use crate::command::show;
 
 /// A scene that takes longer than this has failed.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 /// Django's key prefix and version, and the library's own prefix.
 const KEY_HEAD: &str = ":1:tag_07743_";
 

@@ -100,7 +100,7 @@ async fn cache_tagging_by_overwriting_versions() {
 #[tokio::test]
 #[ignore = "needs the client libraries: scripts/test clients"]
 async fn a_late_fill_is_refused_by_the_library_itself() {
-    for (options, left) in [(", repeat: [3s]", json!("late")), (", mode: set, repeat: [3s], fence: 2s", Value::Null)] {
+    for (options, left) in [(", repeat: [8s]", json!("late")), (", mode: set, repeat: [8s], fence: 6s", Value::Null)] {
         let world = World::new().await;
         world.setup(&format!(
             r#"{{version: 1, caches: {{default: {{url: "{{redis}}/3", dialect: cache-dependencies{options}}}}},

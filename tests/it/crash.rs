@@ -110,13 +110,13 @@ async fn postgresql_crashes_and_its_walsender_is_ended() {
     sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
     let end = end_of_stream();
     sql.execute(end, &[]).await.unwrap();
-    daemon.wait_for_count("streaming", 2);
+    daemon.wait_for_count("streaming server", 2);
     sql.batch_execute("INSERT INTO first_model VALUES (2)").await.unwrap();
     world.settled(&sql).await;
     drop(sql);
     world.postgres.stop("immediate", Duration::from_secs(20)).unwrap();
     world.postgres.launch().unwrap();
-    daemon.wait_for_count("streaming", 3);
+    daemon.wait_for_count("streaming server", 3);
     let sql = world.sql().await;
     sql.batch_execute("INSERT INTO first_model VALUES (3)").await.unwrap();
     world.settled(&sql).await;
@@ -198,7 +198,7 @@ async fn a_locked_table_does_not_hold_up_a_stop() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-const REPEATING: &str = r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys, repeat: [300ms, 900ms]}},
+const REPEATING: &str = r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys, repeat: [300ms, 4s]}},
     rules: [{table: first_model, tags: ["t:<id>"]}]}"#;
 
 /// How often a key was unlinked, per UNLINK in the monitor.
@@ -217,7 +217,7 @@ async fn a_late_fill_is_made_stale_by_the_repeat() {
     world.settled(&sql).await;
     let monitor = Monitor::start(world.redis.port);
     sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
-    until("the first pass", || async { passes(&monitor, "t:1") == 1 }).await;
+    until("the first pass", || async { passes(&monitor, "t:1") >= 1 }).await;
     redis::cmd("SET").arg("t:1").arg("late").exec_async(&mut cache).await.unwrap();
     assert!(sql.query_one(unconfirmed(), &[]).await.unwrap().get::<_, bool>(0), "confirmed before its last pass");
     world.settled(&sql).await;
@@ -229,7 +229,7 @@ async fn a_late_fill_is_made_stale_by_the_repeat() {
 #[tokio::test]
 async fn repeats_survive_kill_9_and_a_clean_stop() {
     let world = World::new().await;
-    world.setup(&REPEATING.replace("300ms, 900ms", "20s"));
+    world.setup(&REPEATING.replace("300ms, 4s", "20s"));
     let sql = world.sql().await;
     for clean in [false, true] {
         let daemon = world.daemon();
@@ -240,7 +240,7 @@ async fn repeats_survive_kill_9_and_a_clean_stop() {
         if clean {
             let begin = std::time::Instant::now();
             assert_eq!(daemon.stop(), Some(0));
-            assert!(begin.elapsed() < Duration::from_secs(5));
+            assert!(begin.elapsed() < Duration::from_secs(15));
         } else {
             daemon.kill();
         }

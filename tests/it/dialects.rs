@@ -231,7 +231,7 @@ async fn old_stamps_are_dropped_by_and_by() {
 #[tokio::test]
 async fn a_prefix_is_swept() {
     let world = World::new().await;
-    world.setup(r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: prefix, repeat: [1s]}}, rules: [{table: first_model, tags: ["cat[1]::<id>:"]}]}"#);
+    world.setup(r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: prefix, repeat: [4s]}}, rules: [{table: first_model, tags: ["cat[1]::<id>:"]}]}"#);
     let (sql, mut cache, daemon) = (world.sql().await, world.cache(0).await, world.daemon());
     for key in ["cat[1]::7:a", "cat[1]::7:b", "cat[1]::77:a", "cat1::7:a", "waltag:x"] {
         fill(&mut cache, key).await;

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use waltag::demo::servers::Redis;
 
-use crate::support::{World, fill, is_gone, signal, until};
+use crate::support::{World, fill, is_gone, redis_at, signal, until};
 
 /// Stands between the daemon and a Redis.
 struct Proxy {
@@ -107,20 +107,17 @@ impl Pair {
     }
 
     async fn run<T: redis::FromRedisValue>(&self, node: usize, command: &[&str]) -> T {
-        let client = redis::Client::open(self.nodes[node].url(0)).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut connection = redis_at(&self.nodes[node].url(0)).await.unwrap();
         redis::cmd(command[0]).arg(&command[1..]).query_async(&mut connection).await.unwrap()
     }
 
     async fn is_gone(&self, node: usize, key: &str) -> bool {
-        let client = redis::Client::open(self.nodes[node].url(0)).unwrap();
-        is_gone(&client.get_multiplexed_async_connection().await.unwrap(), key).await
+        is_gone(&redis_at(&self.nodes[node].url(0)).await.unwrap(), key).await
     }
 
     /// Caches a record, on the replica as well.
     async fn fill(&self, key: &str) {
-        let client = redis::Client::open(self.nodes[0].url(0)).unwrap();
-        fill(&mut client.get_multiplexed_async_connection().await.unwrap(), key).await;
+        fill(&mut redis_at(&self.nodes[0].url(0)).await.unwrap(), key).await;
         until("the replica has it", || async { !self.is_gone(1, key).await }).await;
     }
 
@@ -170,17 +167,20 @@ async fn failover(change: &str, repeat: &str, at_the_repeat: bool) {
     println!("the marker told of it: {}", daemon.log().contains("lost writes"));
 }
 
-#[tokio::test]
+// The proxy works while the test waits for the daemon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_first_pass_without_repeats() {
     failover("UPDATE first_model SET name = 'b'", "[]", false).await;
 }
 
-#[tokio::test]
+// The proxy works while the test waits for the daemon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_repeat() {
-    failover("UPDATE first_model SET name = 'b'", "[1500ms]", true).await;
+    failover("UPDATE first_model SET name = 'b'", "[5s]", true).await;
 }
 
-#[tokio::test]
+// The proxy works while the test waits for the daemon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sweep() {
     failover("TRUNCATE first_model", "[]", false).await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use waltag::demo::servers::Redis;
 
-use crate::support::{Daemon, World, outbox, succeed, until};
+use crate::support::{Daemon, World, outbox, redis_at, succeed, unconfirmed, until};
 
 const RULES: &str = r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [
     {table: first_model, tags: ["user:<id>", "user:name:<name|lower>"]}, {table: unrelated, tags: ["n:<id>"]}]}"#;
@@ -153,8 +153,10 @@ async fn a_crash_in_the_middle_of_a_resync_starts_it_again() {
 #[tokio::test]
 async fn a_flushed_redis_is_noticed_while_running() {
     let (world, daemon, mut cache) = settled().await;
-    redis::cmd("FLUSHDB").exec_async(&mut cache).await.unwrap();
-    set(&mut cache, &["user:15", "session:1"]).await;
+    // At once: cached before it is noticed.
+    let mut flushed = redis::pipe();
+    flushed.atomic().cmd("FLUSHDB").cmd("MSET").arg(&["user:15", "cached", "session:1", "cached"]);
+    flushed.exec_async(&mut cache).await.unwrap();
     daemon.wait_for("resync complete: the marker is gone");
     assert_eq!(left(&mut cache).await, ["session:1"]);
     world.settled(&world.sql().await).await;
@@ -173,17 +175,14 @@ async fn a_resync_has_a_second_pass_when_the_running_transactions_have_ended() {
     writer.batch_execute("BEGIN; INSERT INTO unrelated VALUES (1, 1)").await.unwrap();
     redis::cmd("FLUSHDB").exec_async(&mut cache).await.unwrap();
     daemon.wait_for_count("everything is stale", 2);
-    let confirmed = async || -> String {
-        sql.query_one("SELECT confirmed_flush_lsn::text FROM pg_replication_slots", &[]).await.unwrap().get(0)
-    };
-    let before = confirmed().await;
     set(&mut cache, &["user:15", "session:1"]).await;
     sql.batch_execute("INSERT INTO unrelated VALUES (2, 2)").await.unwrap();
+    let unconfirmed: bool = sql.query_one(unconfirmed(), &[]).await.unwrap().get(0);
     // What was filled between the passes may be stale, and nothing is confirmed.
     let keepalive = daemon.log().matches("resync complete").count();
     assert_eq!(
-        (left(&mut cache).await, confirmed().await, keepalive),
-        (vec!["session:1".to_owned(), "user:15".to_owned()], before, 1)
+        (left(&mut cache).await, unconfirmed, keepalive),
+        (vec!["session:1".to_owned(), "user:15".to_owned()], true, 1)
     );
     writer.batch_execute("COMMIT").await.unwrap();
     daemon.wait_for_count("resync complete", 2);
@@ -215,10 +214,12 @@ async fn a_cache_that_is_away_does_not_hold_up_the_others() {
     .await;
     daemon.wait_for("detached");
     world.settled(&sql).await;
+    // It shall not be there before they are cached.
+    daemon.signal("STOP");
     far.launch().unwrap();
-    let client = redis::Client::open(far.url(0)).unwrap();
-    let mut far_cache = client.get_multiplexed_async_connection().await.unwrap();
+    let mut far_cache = redis_at(&far.url(0)).await.unwrap();
     set(&mut far_cache, &["user:1", "user:9", "other"]).await;
+    daemon.signal("CONT");
     daemon.wait_for("resync complete: it was away for too long");
     assert_eq!(left(&mut far_cache).await, ["other"]);
     assert_eq!(left(&mut near).await, ["user:2"]);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::reader::{Reader, libraries};
-use crate::support::{World, root, succeed, until};
+use crate::support::{LIMIT, World, root, succeed, until};
 
 /// Where a library runs.
 #[derive(Clone, Copy, PartialEq)]
@@ -241,7 +241,7 @@ impl Case {
     /// itself has it.
     fn read(&self, reader: &mut Reader, key: &str, tag: &str, wanted: &Value) -> Value {
         let layered = self.options.contains("client_side") || self.options.contains("l1\": true");
-        let deadline = Instant::now() + Duration::from_secs(2);
+        let deadline = Instant::now() + LIMIT;
         loop {
             let value = reader.get_with(key, &[tag]);
             if value == *wanted || !layered || Instant::now() > deadline {

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use redis::aio::MultiplexedConnection;
 use waltag::demo::servers::{Redis, free_port, private_directory};
 
-use crate::support::{Daemon, World, fail, fill, is_gone, signal, succeed, unconfirmed, until};
+use crate::support::{Daemon, World, fail, fill, is_gone, redis_at, signal, succeed, unconfirmed, until};
 
 const RULES: &str = r#"{version: 1, caches: {c: {url: "{sentinels}", dialect: keys}},
   rules: [{table: first_model, tags: ["user:<id>"]}]}"#;
@@ -47,7 +47,7 @@ struct Watched {
 }
 
 async fn connection(url: &str) -> Option<MultiplexedConnection> {
-    redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.ok()
+    redis_at(url).await.ok()
 }
 
 /// The database of the cache.

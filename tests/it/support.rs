@@ -150,7 +150,7 @@ impl World {
     }
 
     pub async fn cache(&self, database: u8) -> MultiplexedConnection {
-        redis::Client::open(self.redis.url(database)).unwrap().get_multiplexed_async_connection().await.unwrap()
+        redis_at(&self.redis.url(database)).await.unwrap()
     }
 
     /// Writes the rules; `{redis}` becomes the URL of this world's Redis.
@@ -190,7 +190,6 @@ impl World {
     /// The daemon under the role that `setup` made, once it is ready.
     pub fn daemon(&self) -> Daemon {
         let daemon = self.start(&mut self.waltag("waltag", &["run"]));
-        daemon.wait_for("ready");
         daemon.wait_until_resynced();
         daemon
     }
@@ -205,7 +204,6 @@ impl World {
         let mut command = self.waltag("waltag", &[&["run"], arguments].concat());
         command.env("WALTAG_LISTEN", "127.0.0.1:0").env("STATE_DIRECTORY", self.directory.path());
         let daemon = self.start(&mut command);
-        daemon.wait_for(" ready ");
         daemon.wait_until_resynced();
         daemon
     }
@@ -299,6 +297,13 @@ pub async fn is_gone(cache: &MultiplexedConnection, key: &str) -> bool {
     !redis::cmd("EXISTS").arg(key).query_async::<bool>(&mut cache.clone()).await.unwrap()
 }
 
+/// The client's own limit for an answer is half a second, which a machine that is busy takes now and then.
+pub async fn redis_at(url: &str) -> redis::RedisResult<MultiplexedConnection> {
+    let limit = Some(Duration::from_secs(10));
+    let limits = redis::AsyncConnectionConfig::new().set_response_timeout(limit).set_connection_timeout(limit);
+    redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&limits).await
+}
+
 pub async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     tokio::spawn(connection);
@@ -360,18 +365,31 @@ impl Daemon {
         self.wait_for_count(text, 1);
     }
 
-    /// The first start and each gap make everything stale: waits until that is over.
+    /// The first start and each gap make everything stale: waits until it has its caches, and that is over.
     pub fn wait_until_resynced(&self) {
-        let count = |text: &str| self.log().matches(text).count();
-        self.wait_for_count("resync complete", count(" resync: "));
+        self.wait_for(" ready caches=");
+        let log = self.log();
+        let (_, after) = log.split_once(" ready caches=").unwrap();
+        let caches: usize = after.split(' ').next().unwrap().parse().unwrap();
+        // It is ready, too, when each was tried: on a busy machine the first try may take too long.
+        let claimed =
+            |log: &str| log.matches("cache claimed").count() + log.matches("Redis is full and refuses").count();
+        self.wait_while("has its caches", |log| claimed(log) < caches);
+        self.wait_while("has made everything stale", |log| {
+            log.matches("resync complete").count() < log.matches(" resync: ").count()
+        });
+    }
+
+    fn wait_while(&self, fact: &str, holds: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + LIMIT;
+        while holds(&self.log()) {
+            assert!(Instant::now() < deadline, "the daemon never {fact}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub fn wait_for_count(&self, text: &str, count: usize) {
-        let deadline = Instant::now() + LIMIT;
-        while self.log().matches(text).count() < count {
-            assert!(Instant::now() < deadline, "the daemon never said `{text}` {count} times:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.wait_while(&format!("said `{text}` {count} times"), |log| log.matches(text).count() < count);
     }
 
     /// Where its admin server listens. It must have been started with `WALTAG_LISTEN=127.0.0.1:0`.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use waltag::demo::servers::Redis;
 
-use crate::support::{World, fail, succeed, until};
+use crate::support::{World, fail, redis_at, succeed, until};
 
 /// The name that clients use; nothing resolves it, so the address is given beside it.
 const NAME: &str = "db.test";
@@ -229,7 +229,7 @@ async fn redis_over_tls() {
     let cacert = format!(", cacert: {}", ours.root().display());
     let sql = world.sql().await;
     let (redis, port) = serve(&ours, ours.sign("right", "IP:127.0.0.1"), "no");
-    let mut cache = ::redis::Client::open(redis.url(0)).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let mut cache = redis_at(&redis.url(0)).await.unwrap();
     rules(&port, &cacert);
     let daemon = world.daemon();
     ::redis::cmd("SET").arg(&["a:1", "cached"]).exec_async(&mut cache).await.unwrap();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::readers::connect;
+use super::readers::{connected, marker};
 use super::{LIMIT, Lab, OTHER_ROW, dice};
 use crate::support::{end_of_stream, signal, until_within};
 
@@ -179,7 +179,7 @@ impl Lab {
                 open.batch_execute("COMMIT").await.unwrap();
             }
             Fault::RedisEmptied => {
-                let mut cache = connect(&self.urls.library).await.unwrap();
+                let mut cache = connected(&self.urls.library).await;
                 redis::cmd("FLUSHDB").exec_async(&mut cache).await.unwrap();
             }
             Fault::RedisRestarted => {
@@ -188,15 +188,26 @@ impl Lab {
                 world.redis.launch().unwrap();
             }
             Fault::RedisFromACopy => {
-                let mut cache = connect(&self.urls.library).await.unwrap();
+                let mut cache = connected(&self.urls.library).await;
                 redis::cmd("SAVE").exec_async(&mut cache).await.unwrap();
-                // Between two passes.
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                // The copy is older than what the daemon knows.
+                let markers = async || {
+                    let mut markers = Vec::new();
+                    for url in [&self.urls.library, &self.urls.plain, &self.urls.stamps, &self.urls.sets] {
+                        markers.push(marker(url).await);
+                    }
+                    markers
+                };
+                let saved = markers().await;
+                until_within(LIMIT, "the markers have moved", || async {
+                    markers().await.iter().zip(&saved).all(|(now, then)| now != then)
+                })
+                .await;
                 let mut world = self.world.lock().await;
                 world.redis.kill();
                 world.redis.launch().unwrap();
                 drop(world);
-                let mut cache = connect(&self.urls.library).await.unwrap();
+                let mut cache = connected(&self.urls.library).await;
                 let size: u64 = redis::cmd("DBSIZE").query_async(&mut cache).await.unwrap();
                 assert!(size > 0, "the copy was loaded");
             }

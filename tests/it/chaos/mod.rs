@@ -295,6 +295,8 @@ rules:
         let arguments = ["run", "--lock-timeout", "500ms", "--max-retained-wal", "64MiB"];
         let mut command = world.waltag("waltag", &arguments);
         let daemon = world.start_at("waltag=info", command.env("WALTAG_DATABASE_URL", url));
+        // Signals end a process that has no handlers yet, and these are there before it says anything.
+        until_within(LIMIT, "it speaks", || async { !daemon.log().is_empty() }).await;
         *self.daemon.lock().await = Some(daemon);
     }
 
