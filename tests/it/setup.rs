@@ -349,3 +349,22 @@ async fn a_publication_that_leaves_changes_out_is_refused() {
         }
     }
 }
+
+/// `systemctl stop waltag; waltag setup --remove --apply`: the server may not have noticed yet that the daemon is gone, and the slot counts
+/// as used until then.
+#[tokio::test]
+async fn a_slot_that_is_used_for_a_moment_is_waited_for() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let daemon = world.daemon();
+    let mut remove = world.waltag("postgres", &["setup", "--remove", "--apply", "--lock-timeout", "1s"]);
+    let removal = world.start(&mut remove);
+    removal.wait_for("is active for PID");
+    assert_eq!(daemon.stop(), Some(0));
+    let sql = world.sql().await;
+    until("all is gone", || async {
+        let left = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication) = 0";
+        sql.query_one(left, &[]).await.unwrap().get(0)
+    })
+    .await;
+}
