@@ -32,9 +32,13 @@ impl Load {
 
     /// Stops it and waits until waltag is done with all of it: what is still cached of the committed rows.
     async fn end(self, world: &World) -> (usize, Vec<String>, bool) {
+        let sql = world.sql().await;
+        until("there was a load", || async {
+            sql.query_one("SELECT count(*) > 50 FROM first_model", &[]).await.unwrap().get(0)
+        })
+        .await;
         self.stop.store(true, Ordering::Relaxed);
         let tried = self.writer.await.unwrap();
-        let sql = world.sql().await;
         world.settled(&sql).await;
         let rows = sql.query("SELECT id FROM first_model", &[]).await.unwrap();
         let mut cache = world.cache(1).await;
@@ -53,7 +57,6 @@ impl Load {
     /// Ends it, and looks that nothing is stale, and that what did not change is cached or not.
     async fn must_end_well(self, world: &World, unchanged_stays: bool) {
         let (rows, left, unchanged) = self.end(world).await;
-        assert!(rows > 50, "there was hardly any load: {rows}");
         assert!(left.is_empty(), "{} of {rows} are still cached: {:?}", left.len(), left.first());
         assert_eq!(unchanged, unchanged_stays, "the key of the row that did not change");
     }
@@ -94,6 +97,7 @@ async fn under_load() -> (World, Daemon, Load) {
     let world = World::new().await;
     world.setup(RULES);
     let daemon = world.daemon();
+    world.settled(&world.sql().await).await;
     let load = Load::start(&world).await;
     until("rows are written", || async {
         let query = "SELECT count(*) > 20 FROM first_model";
@@ -139,10 +143,8 @@ async fn redis_is_paused_and_frozen() {
     redis::cmd("CLIENT").arg(&["PAUSE", "3000", "ALL"]).exec_async(&mut cache).await.unwrap();
     outage(Duration::from_secs(4)).await;
     signal(world.redis.pid().unwrap(), "STOP");
-    // Longer than a reply may take.
-    outage(Duration::from_secs(7)).await;
-    signal(world.redis.pid().unwrap(), "CONT");
     daemon.wait_for("Redis does not answer in time");
+    signal(world.redis.pid().unwrap(), "CONT");
     load.must_end_well(&world, true).await;
 }
 
@@ -199,7 +201,7 @@ async fn a_backlog_detaches_nobody() {
         redis::cmd("SET").arg(key).arg("cached").exec_async(&mut cache).await.unwrap();
     }
     let daemon = start();
-    world.settled(&sql).await;
+    world.settled_within(&sql, Duration::from_secs(120)).await;
     let left: Vec<String> = redis::cmd("KEYS").arg("FirstModel*").query_async(&mut cache).await.unwrap();
     assert_eq!((left, daemon.log().matches("detached").count()), (vec![UNCHANGED.to_owned()], 0), "{}", daemon.log());
 }
@@ -319,7 +321,7 @@ async fn foreign_wal_is_confirmed_away() {
     let written: i64 =
         sql.query_one("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/2000000')::int8", &[]).await.unwrap().get(0);
     assert!(written > 200 << 20, "{written}");
-    world.settled(&sql).await;
+    world.settled_within(&sql, Duration::from_secs(120)).await;
     sql.batch_execute("CHECKPOINT").await.unwrap();
     let kept = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots";
     until("restart_lsn follows within 32 MB", || async {

@@ -145,7 +145,13 @@ async fn bloat_is_no_backlog() {
         bytes = size(&sql).await.1;
         assert_eq!(crate::outbox::count(&sql, skipped).await, 0, "at {bytes} bytes\n{}", daemon.log());
         // It is measured every five seconds.
-        until("it was measured", || async { status().await >= bytes }).await;
+        until("it was measured, as bloat", || async {
+            status().await >= bytes
+                && crate::outbox::count(&sql, &format!("SELECT count(*) FROM waltag.bloat WHERE last_value >= {bytes}"))
+                    .await
+                    == 1
+        })
+        .await;
     }
     assert!(!daemon.log().contains("the outbox was full"), "{}", daemon.log());
     dump.commit().await.unwrap();

@@ -149,7 +149,7 @@ async fn a_dump_that_was_restored() {
     sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
     until("it is stale", || is_gone(&cache, "a:1")).await;
     world.settled(&sql).await;
-    assert_eq!(count(&sql, "SELECT count(*) FROM waltag.outbox").await, 0);
+    until("the row is deleted", || async { count(&sql, "SELECT count(*) FROM waltag.outbox").await == 0 }).await;
     assert_eq!(daemon.log().matches(" resync: ").count(), 1, "{}", daemon.log());
 }
 

@@ -1,6 +1,7 @@
 //! Rule files that change while the daemon runs.
 
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 
@@ -318,7 +319,7 @@ async fn a_full_budget_does_not_hold_up_new_rules() {
     world.redis = waltag::demo::servers::Redis::start(&[]).unwrap();
     world.rules(&rules);
     daemon.wait_for("rules reloaded");
-    world.settled(&sql).await;
+    world.settled_within(&sql, Duration::from_secs(120)).await;
     daemon.readyz(200);
 }
 
@@ -337,6 +338,7 @@ async fn an_incomplete_publication_is_made_up_for() {
     daemon.wait_for("the new rules are refused");
     let (sql, mut cache) = (world.sql().await, world.cache(0).await);
     sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
+    world.settled(&sql).await;
     sql.batch_execute("ALTER PUBLICATION waltag SET (publish = 'insert')").await.unwrap();
     daemon.wait_for("it does not publish update, delete, truncate");
     fill(&mut cache, &["a:1", "session:1"]).await;

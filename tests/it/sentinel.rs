@@ -3,11 +3,12 @@
 use std::fmt::Write;
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use waltag::demo::servers::{Redis, free_port, private_directory};
 
-use crate::support::{Daemon, World, fail, fill, is_gone, redis_at, signal, succeed, unconfirmed, until};
+use crate::support::{Daemon, World, fail, fill, is_gone, redis_at, signal, succeed, unconfirmed, until, until_within};
 
 const RULES: &str = r#"{version: 1, caches: {c: {url: "{sentinels}", dialect: keys}},
   rules: [{table: first_model, tags: ["user:<id>"]}]}"#;
@@ -25,7 +26,7 @@ impl Sentinel {
         let file = directory.path().join("sentinel.conf");
         let mut text = format!("port {port}\nbind 127.0.0.1\ndir {}\n", directory.path().display());
         writeln!(text, "sentinel monitor main 127.0.0.1 {master} {quorum}").unwrap();
-        writeln!(text, "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 5000").unwrap();
+        writeln!(text, "sentinel down-after-milliseconds main 60000\nsentinel failover-timeout main 5000").unwrap();
         std::fs::write(&file, text + settings).unwrap();
         let mut server = Command::new("redis-server");
         let child = server.arg(file).arg("--sentinel").stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
@@ -110,8 +111,13 @@ impl Watched {
     /// Waits until every Sentinel names the replica.
     async fn failed_over(&self) {
         let port = self.nodes[1].port.to_string();
+        // Until now a master that is late was not to be left.
         for sentinel in &self.sentinels {
-            until("the Sentinel names the other one", || async {
+            let _: Option<String> = ask(sentinel.port, "SENTINEL SET main down-after-milliseconds 500").await;
+        }
+        for sentinel in &self.sentinels {
+            // One that was stalled for 2 s itself trusts nothing for 30 s (TILT).
+            until_within(Duration::from_secs(90), "the Sentinel names the other one", || async {
                 let named: Option<Vec<String>> = ask(sentinel.port, "SENTINEL GET-MASTER-ADDR-BY-NAME main").await;
                 named.is_some_and(|named| named.get(1) == Some(&port))
             })

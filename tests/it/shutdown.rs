@@ -121,11 +121,12 @@ async fn fast_stop_while_a_commit_waits_for_the_fence() {
         sql.query_one("SELECT current_setting('synchronous_standby_names') = 'nobody'", &[]).await.unwrap().get(0)
     })
     .await;
+    world.postgres.until_commits_wait("shop").await.unwrap();
     let writer = world.sql().await;
     let waiting =
         tokio::spawn(async move { writer.batch_execute("UPDATE first_model SET name = 'x' WHERE id = 1").await });
     until("the commit waits", || async {
-        let query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'UPDATE%'";
         sql.query_one(query, &[]).await.unwrap().get::<_, i64>(0) == 1
     })
     .await;

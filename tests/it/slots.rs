@@ -104,8 +104,11 @@ async fn without_a_slot_it_is_blind_and_says_so() {
     sql.batch_execute("INSERT INTO first_model VALUES (7)").await.unwrap();
     daemon.wait_for("resync: there is no slot");
     until("it is stale all the same", || is_gone(&cache, "FirstModel.pk:7")).await;
-    let reasons = daemon.readyz(503);
-    assert!(reasons.contains("the oldest is of process") && reasons.contains("(postgres)"), "{reasons}");
+    until("the holder is named", || async {
+        let reasons = daemon.readyz(503);
+        reasons.contains("the oldest is of process") && reasons.contains("(postgres)")
+    })
+    .await;
     old.batch_execute("COMMIT").await.unwrap();
     daemon.wait_for_count("streaming server", 2);
     daemon.readyz(200);
@@ -130,8 +133,10 @@ async fn a_temporary_slot() {
     assert_eq!(daemon.stop(), Some(0));
     second.wait_for(" ready ");
     assert_eq!(second.stop(), Some(0));
-    let slots: i64 = sql.query_one("SELECT count(*) FROM pg_replication_slots", &[]).await.unwrap().get(0);
-    assert_eq!(slots, 0);
+    until("the slot is gone", || async {
+        sql.query_one("SELECT count(*) = 0 FROM pg_replication_slots", &[]).await.unwrap().get(0)
+    })
+    .await;
     fill(&mut cache, "FirstModel.pk:8").await;
     sql.batch_execute("INSERT INTO first_model VALUES (8)").await.unwrap();
     let _daemon = world.start(&mut world.waltag("waltag", run));
@@ -161,6 +166,7 @@ async fn a_failover_slot() {
     daemon.wait_for(" ready ");
     assert!(failover().await);
     daemon.stop();
+    world.is_left(&sql).await;
     sql.batch_execute("SELECT pg_drop_replication_slot('waltag')").await.unwrap();
     let daemon = world.start(&mut world.waltag("waltag", run));
     daemon.wait_for(" ready ");
@@ -172,20 +178,24 @@ async fn a_failover_slot() {
 async fn a_transaction_that_holds_wal_is_named() {
     let world = World::new().await;
     world.setup(RULES);
-    let mut command = world.waltag("waltag", &["run", "--max-retained-wal", "32MiB"]);
+    let mut command = world.waltag("waltag", &["run", "--max-retained-wal", "128MiB"]);
     let daemon = world.start(command.env("WALTAG_LISTEN", "127.0.0.1:0"));
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     let (sql, old) = (world.sql().await, world.sql().await);
     old.batch_execute("BEGIN; INSERT INTO unrelated VALUES (-1, 1)").await.unwrap();
     let junk =
         "INSERT INTO unrelated SELECT n, n FROM generate_series(1, 400000) n ON CONFLICT (id) DO UPDATE SET v = 1";
-    // In pieces: what is received is confirmed meanwhile.
-    for _ in 0..4 {
+    // In pieces of less than the limit: what is received is confirmed meanwhile.
+    for _ in 0..6 {
         sql.batch_execute(junk).await.unwrap();
         world.settled(&sql).await;
     }
-    until("the holder is shown", || async { daemon.get("/status").1.contains("of process") }).await;
+    until("the holder of that much is shown", || async {
+        let status: serde_json::Value = serde_json::from_str(&daemon.get("/status").1).unwrap();
+        let retained = status["source"]["retained_wal_bytes"].as_i64().unwrap_or_default();
+        retained > 128 << 20 && status.to_string().contains("of process")
+    })
+    .await;
     assert!(!daemon.log().contains("--max-retained-wal"), "{}", daemon.log());
     old.batch_execute("ROLLBACK").await.unwrap();
 }

@@ -160,7 +160,10 @@ impl World {
         // The default repeat would make each test a second longer: those that look at it say so themselves.
         let text =
             if text.contains("repeat:") { text.to_owned() } else { text.replace("dialect:", "repeat: [], dialect:") };
-        fs::write(&path, text.replace("{redis}", &redis)).unwrap();
+        // At once: who watches the file never sees half of it.
+        let part = path.with_extension("part");
+        fs::write(&part, text.replace("{redis}", &redis)).unwrap();
+        fs::rename(&part, &path).unwrap();
         path
     }
 
@@ -240,6 +243,16 @@ impl World {
     pub async fn version(&self) -> u32 {
         let text: String = self.sql().await.query_one("SHOW server_version_num", &[]).await.unwrap().get(0);
         text.parse::<u32>().unwrap() / 10_000
+    }
+
+    /// Waits until no process of the server serves a daemon that has ended.
+    pub async fn is_left(&self, sql: &Client) {
+        until("the server has noticed", || async {
+            let query = "SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE active) AND NOT EXISTS \
+                (SELECT FROM pg_stat_activity WHERE application_name = 'waltag')";
+            sql.query_one(query, &[]).await.unwrap().get(0)
+        })
+        .await;
     }
 
     /// Waits until the daemon has confirmed everything up to now.

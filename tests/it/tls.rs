@@ -81,6 +81,7 @@ async fn encrypted(world: &World, parameters: &str) -> Vec<bool> {
     let query = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = 'waltag'";
     let rows = sql.query(query, &[]).await.unwrap();
     assert_eq!(daemon.stop(), Some(0));
+    world.is_left(&sql).await;
     rows.iter().map(|row| row.get(0)).collect()
 }
 
@@ -240,6 +241,7 @@ async fn redis_over_tls() {
     })
     .await;
     assert_eq!(daemon.stop(), Some(0));
+    world.is_left(&sql).await;
     let refused = |said: &str| {
         let out = fail(&mut world.waltag("waltag", &["run"]), 78);
         assert!(out.contains(said) && out.contains("cache `c`"), "{out}");

@@ -8,7 +8,7 @@ use crate::support::{World, fill, is_gone, until};
 async fn what_was_computed_before_and_stored_after_goes_stale() {
     let world = World::new().await;
     world.setup(
-        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys, repeat: [2s]}},
+        r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys, repeat: [5s]}},
             rules: [{table: first_model, tags: ["user:<id>"]}]}"#,
     );
     let daemon = world.daemon();

@@ -36,9 +36,11 @@ async fn a_reader_of_its_own_writes_waits_for_them() {
     }
     let now = place(&sql).await;
     let listen = daemon.address();
-    let wait = |lsn: &str| world.waltag("waltag", &["wait", lsn, "--timeout", "200ms", "--listen", &listen]);
+    let wait_for =
+        |lsn: &str, limit: &str| world.waltag("waltag", &["wait", lsn, "--timeout", limit, "--listen", &listen]);
+    let wait = |lsn: &str| wait_for(lsn, "200ms");
     let token = now.split_once('=').unwrap().1.to_owned();
-    succeed(&mut wait(&token));
+    succeed(&mut wait_for(&token, "20s"));
     assert!(fail(&mut wait(later()), 75).contains("not yet"));
     assert!(fail(&mut wait("x"), 64).contains("is neither a position"));
     assert_eq!(daemon.get("/wait?xid=nonsense").0, 400);
@@ -96,8 +98,9 @@ async fn asynchronous_commits_are_brought_out() {
         // A poll reads what is visible, flushed or not.
         return;
     }
-    for nudge in ["off", "on"] {
-        let world = World::with("fsync = on\nwal_writer_delay = 2s\n", crate::support::SCHEMA).await;
+    // Without the nudge a commit is flushed within a third of the delay on average.
+    for (nudge, delay) in [("off", "2s"), ("on", "10s")] {
+        let world = World::with(&format!("fsync = on\nwal_writer_delay = {delay}\n"), crate::support::SCHEMA).await;
         world.setup(RULES);
         let daemon = world.watched_with(&["--flush-nudge", nudge, "--canary", "off"]);
         let (sql, cache) = (world.sql().await, world.cache(1).await);
@@ -125,7 +128,7 @@ async fn asynchronous_commits_are_brought_out() {
         } else {
             println!("nudge on: {took:.1?}");
             took.sort();
-            assert!(took[5] < Duration::from_secs(1), "half of them within {:?}", took[5]);
+            assert!(took[5] < Duration::from_secs(4), "half of them within {:?}", took[5]);
         }
     }
 }
