@@ -24,6 +24,7 @@ mod orm;
 mod outages;
 mod outbox;
 mod outbox_full;
+mod outbox_lease;
 mod outbox_neighbours;
 mod reader;
 mod reload;

@@ -11,6 +11,7 @@
 
 mod frames;
 mod poll;
+mod polls;
 mod progress;
 mod shapes;
 
@@ -21,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::frames::{Builder, Frame};
 use self::poll::Poll;
+use self::polls::Seen;
 use self::progress::Progress;
 use self::shapes::Shapes;
 use super::endpoint::Endpoint;
@@ -126,8 +128,8 @@ impl Stream for Outbox {
                 Some(Frame::Data(data)) => deliver(&data, session, &self.place, flow, heard).await?,
                 Some(Frame::Complete { snapshot, position, skipped }) => {
                     flow.keepalive(position);
-                    self.progress.complete(position, &snapshot, skipped);
                     self.polled = Snapshot::parse(&snapshot).map(|snapshot| (snapshot, position));
+                    self.progress.complete(Seen { position, snapshot, skipped });
                 }
                 Some(Frame::Logged(log)) => flow.logged_before(log),
                 Some(Frame::Skipped) => {

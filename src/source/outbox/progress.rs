@@ -1,12 +1,12 @@
 //! How far this instance is, in `waltag.progress`: one row, which also says who is at work. Written before rows are deleted, so that a daemon
 //! that starts finds either.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
 use super::poll::{BY_INDEX, SKIPPED, WITHIN, least_since};
+use super::polls::{Polls, Seen};
 use crate::source::lsn::Lsn;
 use crate::source::session::{self, Answer, Session, Sql, literal};
 
@@ -24,8 +24,6 @@ const MOMENT: &str = "(extract(epoch FROM clock_timestamp())::int8 - 1577836800)
 const EMPTY_AGAIN: Duration = Duration::from_secs(5);
 /// ... to this.
 const LONGEST_REST: Duration = Duration::from_secs(300);
-/// Polls that are remembered until they are confirmed.
-const POLLS: usize = 1_000;
 /// Rows that one statement deletes.
 const PORTION: usize = 10_000;
 
@@ -59,7 +57,7 @@ pub struct Progress {
     /// Between two attempts.
     rest: Duration,
     /// Polls that are complete and not confirmed.
-    polls: VecDeque<(Lsn, String, i64)>,
+    polls: Polls,
     /// Confirmed since the row was written.
     news: bool,
     /// Rows may be left that everybody is done with.
@@ -126,7 +124,7 @@ impl Progress {
             skipped: row.get(3).and_then(|text| text.parse().ok()).unwrap_or_default(),
             full: None,
             rest: EMPTY_AGAIN,
-            polls: VecDeque::new(),
+            polls: Polls::default(),
             news: false,
             deletable: true,
             written: row.get(1).unwrap_or_default().to_owned(),
@@ -159,16 +157,8 @@ impl Progress {
     }
 
     /// A poll was handed over as a whole.
-    pub fn complete(&mut self, position: Lsn, snapshot: &str, skipped: i64) {
-        self.polls.push_back((position, snapshot.to_owned(), skipped));
-        if self.polls.len() > POLLS {
-            // Nothing is confirmed for long. A later one stands for those before it.
-            let mut index = 0;
-            self.polls.retain(|_| {
-                index += 1;
-                index % 2 == 0 || index > POLLS
-            });
-        }
+    pub fn complete(&mut self, seen: Seen) {
+        self.polls.add(seen);
     }
 
     /// The outbox is full, and everything is being made stale: what is in it is not needed any more, by no instance.
@@ -178,10 +168,9 @@ impl Progress {
 
     /// Everything up to here is done.
     pub fn confirm(&mut self, position: Lsn) {
-        while let Some((done, snapshot, skipped)) = self.polls.pop_front_if(|(end, ..)| *end <= position) {
-            self.news |= self.snapshot != snapshot || self.skipped != skipped;
-            (self.position, self.snapshot, self.skipped) = (done, snapshot, skipped);
-        }
+        let Some(Seen { position, snapshot, skipped }) = self.polls.done(position) else { return };
+        self.news |= self.snapshot != snapshot || self.skipped != skipped;
+        (self.position, self.snapshot, self.skipped) = (position, snapshot, skipped);
     }
 
     /// Writes what was confirmed, and deletes. Ready after each statement, with what the sequence says if the outbox was emptied. Cancel-safe.
