@@ -17,7 +17,7 @@ use tokio_postgres::NoTls;
 pub use super::redis_server::Redis;
 
 /// A server must answer within this.
-pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const START_LIMIT: Duration = Duration::from_secs(90);
 
 /// Why a private server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +132,7 @@ impl Postgres {
             }
             let ended = self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
             if ended || Instant::now() > deadline {
-                return Err(Error::Failed("postgres".into(), fs::read_to_string(&log_path).unwrap_or_default()));
+                return Err(Error::Failed("postgres".into(), self.log()));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -202,6 +202,11 @@ impl Postgres {
     /// The directory of the unix socket.
     pub fn socket_directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// What the server has said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("postgres.log")).unwrap_or_default()
     }
 
     /// One of PostgreSQL's programs.

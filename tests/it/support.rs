@@ -13,7 +13,7 @@ pub use waltag::demo::monitor::Monitor;
 use waltag::demo::servers::{Postgres, Redis};
 
 /// Nothing here takes longer unless it hangs.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub const LIMIT: Duration = Duration::from_secs(90);
 
 pub const SCHEMA: &str = "
 CREATE SCHEMA shop;
@@ -275,6 +275,14 @@ impl World {
     }
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the server's log ---\n{}", self.postgres.log());
+        }
+    }
+}
+
 /// The source that the tests run on.
 pub fn source() -> String {
     std::env::var("TEST_SOURCE").unwrap_or("replication".into())
@@ -312,7 +320,7 @@ pub async fn is_gone(cache: &MultiplexedConnection, key: &str) -> bool {
 
 /// The client's own limit for an answer is half a second, which a machine that is busy takes now and then.
 pub async fn redis_at(url: &str) -> redis::RedisResult<MultiplexedConnection> {
-    let limit = Some(Duration::from_secs(10));
+    let limit = Some(Duration::from_secs(30));
     let limits = redis::AsyncConnectionConfig::new().set_response_timeout(limit).set_connection_timeout(limit);
     redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&limits).await
 }
