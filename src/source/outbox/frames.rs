@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::poll::{Page, Row, WITHIN};
+use super::polls::Seen;
 use super::shapes::{Shape, Shapes};
 use crate::rules::plan::REST;
 use crate::source::PREFIX;
@@ -13,14 +14,7 @@ pub enum Frame {
     /// A message.
     Data(Vec<u8>),
     /// A poll was complete: everything visible in the snapshot has arrived.
-    Complete {
-        /// What it saw.
-        snapshot: String,
-        /// Its end.
-        position: Lsn,
-        /// How often writers had found the outbox full.
-        skipped: i64,
-    },
+    Complete(Seen),
     /// Writers have found the outbox full since the poll before.
     Skipped,
     /// In the server's log, what follows ends before this.
@@ -72,7 +66,7 @@ impl Builder {
         if let Some(snapshot) = page.complete {
             self.commit(out);
             let position = Lsn(begin.0 | ((1 << WITHIN) - 1));
-            out.push_back(Frame::Complete { snapshot, position, skipped: page.skipped });
+            out.push_back(Frame::Complete(Seen { position, snapshot, skipped: page.skipped }));
         }
     }
 

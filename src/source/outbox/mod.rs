@@ -22,7 +22,6 @@ use tokio::time::{Instant, sleep_until};
 
 use self::frames::{Builder, Frame};
 use self::poll::Poll;
-use self::polls::Seen;
 use self::progress::Progress;
 use self::shapes::Shapes;
 use super::endpoint::Endpoint;
@@ -126,10 +125,10 @@ impl Stream for Outbox {
             match self.frames.pop_front() {
                 None => break,
                 Some(Frame::Data(data)) => deliver(&data, session, &self.place, flow, heard).await?,
-                Some(Frame::Complete { snapshot, position, skipped }) => {
-                    flow.keepalive(position);
-                    self.polled = Snapshot::parse(&snapshot).map(|snapshot| (snapshot, position));
-                    self.progress.complete(Seen { position, snapshot, skipped });
+                Some(Frame::Complete(seen)) => {
+                    flow.keepalive(seen.position);
+                    self.polled = Snapshot::parse(&seen.snapshot).map(|snapshot| (snapshot, seen.position));
+                    self.progress.complete(seen);
                 }
                 Some(Frame::Logged(log)) => flow.logged_before(log),
                 Some(Frame::Skipped) => {
