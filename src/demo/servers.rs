@@ -88,7 +88,7 @@ impl Postgres {
     }
 
     fn forget_log(&self) -> bool {
-        fs::remove_file(self.directory.path().join("postgres.log")).is_ok()
+        fs::remove_file(self.log_path()).is_ok()
     }
 
     /// initdb with superuser `postgres` and trust for local connections.
@@ -116,7 +116,7 @@ impl Postgres {
 
     /// Starts the postmaster and waits until it answers.
     pub fn launch(&mut self) -> Result<(), Error> {
-        let log_path = self.directory.path().join("postgres.log");
+        let log_path = self.log_path();
         let log = fs::OpenOptions::new().create(true).append(true).open(&log_path);
         let log = log.map_err(|error| Error::Io(log_path.display().to_string(), error))?;
         let mut postmaster = as_postgres(&self.bin.join("postgres"));
@@ -204,9 +204,13 @@ impl Postgres {
         self.directory.path()
     }
 
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("postgres.log")
+    }
+
     /// What the server has said.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join("postgres.log")).unwrap_or_default()
+        fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
     /// One of PostgreSQL's programs.
