@@ -155,7 +155,6 @@ async fn writers() {
                     setup(&[]);
                     let mut command = world.waltag("waltag", &[&["run"], quiet].concat());
                     let started = world.start(command.env("RUST_LOG", "info").env("WALTAG_POLL", "100ms"));
-                    started.wait_for(" ready ");
                     started.wait_until_resynced();
                     daemon = Some(started);
                 }
@@ -245,7 +244,6 @@ async fn bulk() {
         world.source = source.into();
         crate::support::succeed(&mut world.waltag("postgres", &["setup", "--apply"]));
         let daemon = world.start_at("info", &mut world.waltag("waltag", &["run"]));
-        daemon.wait_for(" ready ");
         daemon.wait_until_resynced();
         let begin = Instant::now();
         sql.batch_execute(update).await.unwrap();

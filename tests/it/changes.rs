@@ -1,10 +1,8 @@
 //! Which tags each kind of change makes stale: exactly those that are owed.
 
-use std::time::Duration;
-
 use futures_util::SinkExt;
 
-use crate::support::{Monitor, RULES, World, outbox, until_within};
+use crate::support::{Monitor, RULES, World, outbox, until};
 
 /// A world with two rows of second_model (categories 1 and 9) and one of first_model.
 async fn shop() -> World {
@@ -315,13 +313,12 @@ async fn a_transaction_larger_than_the_memory_budget_passes() {
     )
     .await
     .unwrap();
-    let limit = Duration::from_secs(120);
-    until_within(limit, "the last row's tag goes", || {
+    until("the last row's tag goes", || {
         let mut cache = cache.clone();
         async move { !redis::cmd("EXISTS").arg("SecondModel.pk:299999").query_async::<bool>(&mut cache).await.unwrap() }
     })
     .await;
-    world.settled_within(&sql, limit).await;
+    world.settled(&sql).await;
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).unwrap();
     println!("{}", status.lines().find(|line| line.starts_with("VmHWM")).unwrap());
     assert_eq!(daemon.stop(), Some(0));

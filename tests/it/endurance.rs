@@ -17,7 +17,6 @@ fn usage(daemon: &Daemon) -> (u64, u64, usize) {
 
 fn quiet_daemon(world: &World, arguments: &[&str]) -> Daemon {
     let daemon = world.start_at("info", &mut world.waltag("waltag", arguments));
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     daemon
 }

@@ -137,6 +137,7 @@ impl Pair {
     }
 }
 
+/// On two threads: the proxy works while the test waits for the daemon.
 async fn failover(change: &str, repeat: &str, at_the_repeat: bool) {
     let mut pair = Pair::new().await;
     let world = World::new().await;
@@ -167,19 +168,16 @@ async fn failover(change: &str, repeat: &str, at_the_repeat: bool) {
     println!("the marker told of it: {}", daemon.log().contains("lost writes"));
 }
 
-// The proxy works while the test waits for the daemon.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_first_pass_without_repeats() {
     failover("UPDATE first_model SET name = 'b'", "[]", false).await;
 }
 
-// The proxy works while the test waits for the daemon.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_repeat() {
     failover("UPDATE first_model SET name = 'b'", "[5s]", true).await;
 }
 
-// The proxy works while the test waits for the daemon.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sweep() {
     failover("TRUNCATE first_model", "[]", false).await;

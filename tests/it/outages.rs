@@ -189,7 +189,6 @@ async fn a_backlog_detaches_nobody() {
     world.setup(RULES);
     let start = || world.start(world.waltag("waltag", &["run"]).env("WALTAG_TAG_MEMORY", "1MiB"));
     let daemon = start();
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     let sql = world.sql().await;
     world.settled(&sql).await;
@@ -202,7 +201,7 @@ async fn a_backlog_detaches_nobody() {
         redis::cmd("SET").arg(key).arg("cached").exec_async(&mut cache).await.unwrap();
     }
     let daemon = start();
-    world.settled_within(&sql, Duration::from_secs(120)).await;
+    world.settled(&sql).await;
     let left: Vec<String> = redis::cmd("KEYS").arg("FirstModel*").query_async(&mut cache).await.unwrap();
     assert_eq!((left, daemon.log().matches("detached").count()), (vec![UNCHANGED.to_owned()], 0), "{}", daemon.log());
 }
@@ -287,7 +286,6 @@ async fn the_network_is_cut() {
     command.envs(inside.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command.env("WALTAG_DATABASE_URL", world.postgres.url("waltag", "shop").replace("127.0.0.1", Network::HOST));
     let daemon = world.start(&mut command);
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     let load = Load::start(&world).await;
     for length in [3, 15] {
@@ -322,7 +320,7 @@ async fn foreign_wal_is_confirmed_away() {
     let written: i64 =
         sql.query_one("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/2000000')::int8", &[]).await.unwrap().get(0);
     assert!(written > 200 << 20, "{written}");
-    world.settled_within(&sql, Duration::from_secs(120)).await;
+    world.settled(&sql).await;
     sql.batch_execute("CHECKPOINT").await.unwrap();
     let kept = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 FROM pg_replication_slots";
     until("restart_lsn follows within 32 MB", || async {

@@ -24,6 +24,11 @@ pub async fn count(sql: &Client, query: &str) -> i64 {
     sql.query_one(query, &[]).await.unwrap().get(0)
 }
 
+/// Waits until the daemons have deleted what they are done with.
+pub async fn emptied(sql: &Client) {
+    until("all rows are deleted", || async { count(sql, "SELECT count(*) FROM waltag.outbox").await == 0 }).await;
+}
+
 /// Names of our triggers that are no clones, each with its table.
 async fn triggers(sql: &Client) -> BTreeSet<String> {
     let query =
@@ -193,7 +198,7 @@ async fn rows_stay_until_redis_has_answered() {
     daemon.wait_for("made stale");
     assert_eq!(count(&sql, rows).await, 1, "the repeat is still owed");
     world.settled(&sql).await;
-    until("the row is deleted", || async { count(&sql, rows).await == 0 }).await;
+    emptied(&sql).await;
 }
 
 /// A clean stop, kill -9, a second daemon that stands by, and another instance with a Redis of its own.
@@ -227,7 +232,7 @@ async fn several_daemons_share_one_outbox() {
     assert!(!second.log().contains("resync:"), "a crash is no gap: {}", second.log());
     check(2).await;
     // What one has done is kept for the other.
-    until("all rows are deleted", || async { count(&sql, "SELECT count(*) FROM waltag.outbox").await == 0 }).await;
+    emptied(&sql).await;
     signal(other.child.id(), "STOP");
     sql.batch_execute("INSERT INTO first_model VALUES (3)").await.unwrap();
     until("the first is done", || async { monitors[0].unlinked() == ["0 a:3"] }).await;
@@ -337,7 +342,6 @@ async fn through_a_pooler_without_listening() {
     let url = format!("postgres://waltag@127.0.0.1:{}/shop", pooler.port);
     let mut command = world.waltag("waltag", &["run", "--no-listen", "--poll", "20ms"]);
     let daemon = world.start(command.env("WALTAG_DATABASE_URL", &url));
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     let (sql, monitor) = (world.sql().await, Monitor::start(world.redis.port));
     for id in 1..=20 {
@@ -356,7 +360,6 @@ async fn a_notification_wakes() {
     let world = world_with("max_prepared_transactions = 0\n", SCHEMA).await;
     world.setup(ONE);
     let daemon = world.start(&mut world.waltag("waltag", &["run", "--poll", "60s"]));
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     let (sql, mut cache) = (world.sql().await, world.cache(0).await);
     for id in 1..=20 {
@@ -554,7 +557,6 @@ async fn a_stop_while_much_is_under_way() {
     let world = world().await;
     world.setup(ONE);
     let daemon = world.start(&mut world.waltag("waltag", &["run", "--tag-memory", "1MiB"]));
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     let sql = world.sql().await;
     signal(world.redis.pid().unwrap(), "STOP");

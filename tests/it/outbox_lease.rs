@@ -1,7 +1,7 @@
 //! Who is at work on an outbox, where only time tells: without sessions of one's own.
 
-use crate::outbox::{ONE, count, world};
-use crate::support::{succeed, until};
+use crate::outbox::{ONE, emptied, world};
+use crate::support::succeed;
 
 /// However long it takes to delete what is done, the sign of life comes in between: nobody takes over meanwhile.
 #[tokio::test]
@@ -23,7 +23,7 @@ async fn much_is_deleted() {
     let second = world.start(&mut world.waltag("waltag", &run));
     second.wait_for("another daemon works on the outbox");
     sql.batch_execute("INSERT INTO first_model SELECT n, '' FROM generate_series(1, 100000) n").await.unwrap();
-    until("all is deleted", || async { count(&sql, "SELECT count(*) FROM waltag.outbox").await == 0 }).await;
+    emptied(&sql).await;
     assert!(!daemon.log().contains("has taken over") && !second.log().contains(" ready "), "{}", second.log());
     assert_eq!(daemon.stop(), Some(0));
     second.wait_for(" ready ");

@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use crate::outbox::{ONE, count, world, world_with};
+use crate::outbox::{ONE, count, emptied, world, world_with};
 use crate::support::{Pooler, World, fail, fill, is_gone, signal, succeed, until};
 
 /// Behind a pooler nobody's connection breaks when the server crashes, and the outbox is empty afterwards.
@@ -16,7 +16,6 @@ async fn a_crash_behind_a_pooler() {
     // The next poll comes too late.
     let mut command = world.waltag("waltag", &["run", "--no-listen", "--poll", "60s"]);
     let daemon = world.start(command.env("WALTAG_DATABASE_URL", &url));
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     let (sql, mut cache) = (world.sql().await, world.cache(0).await);
     fill(&mut cache, "a:1").await;
@@ -149,7 +148,7 @@ async fn a_dump_that_was_restored() {
     sql.batch_execute("INSERT INTO first_model VALUES (1)").await.unwrap();
     until("it is stale", || is_gone(&cache, "a:1")).await;
     world.settled(&sql).await;
-    until("the row is deleted", || async { count(&sql, "SELECT count(*) FROM waltag.outbox").await == 0 }).await;
+    emptied(&sql).await;
     assert_eq!(daemon.log().matches(" resync: ").count(), 1, "{}", daemon.log());
 }
 

@@ -1,7 +1,6 @@
 //! Rule files that change while the daemon runs.
 
 use std::os::unix::fs::symlink;
-use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 
@@ -305,7 +304,6 @@ async fn a_full_budget_does_not_hold_up_new_rules() {
     world.setup(&rules);
     let mut command = world.waltag("waltag", &["run", "--tag-memory", "1MiB"]);
     let daemon = world.start(command.env("WALTAG_LISTEN", "127.0.0.1:0"));
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     world.redis.kill();
     let sql = world.sql().await;
@@ -319,7 +317,7 @@ async fn a_full_budget_does_not_hold_up_new_rules() {
     world.redis = waltag::demo::servers::Redis::start(&[]).unwrap();
     world.rules(&rules);
     daemon.wait_for("rules reloaded");
-    world.settled_within(&sql, Duration::from_secs(120)).await;
+    world.settled(&sql).await;
     daemon.readyz(200);
 }
 
@@ -373,7 +371,6 @@ async fn a_volume_that_is_half_swapped() {
     let path = volume.display().to_string();
     let mut command = world.waltag("waltag", &["run", "--rules", &path]);
     let daemon = world.start(command.env("STATE_DIRECTORY", world.directory.path()));
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     let (sql, mut cache) = (world.sql().await, world.cache(0).await);
     std::fs::remove_file(volume.join("..data")).unwrap();

@@ -3,12 +3,11 @@
 use std::fmt::Write;
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use waltag::demo::servers::{Redis, free_port, private_directory};
 
-use crate::support::{Daemon, World, fail, fill, is_gone, redis_at, signal, succeed, unconfirmed, until, until_within};
+use crate::support::{Daemon, World, fail, fill, is_gone, redis_at, signal, succeed, unconfirmed, until};
 
 const RULES: &str = r#"{version: 1, caches: {c: {url: "{sentinels}", dialect: keys}},
   rules: [{table: first_model, tags: ["user:<id>"]}]}"#;
@@ -47,13 +46,9 @@ struct Watched {
     sentinels: Vec<Sentinel>,
 }
 
-async fn connection(url: &str) -> Option<MultiplexedConnection> {
-    redis_at(url).await.ok()
-}
-
 /// The database of the cache.
 async fn cache(port: u16) -> MultiplexedConnection {
-    connection(&format!("redis://127.0.0.1:{port}/1")).await.unwrap()
+    redis_at(&format!("redis://127.0.0.1:{port}/1")).await.unwrap()
 }
 
 async fn ask<T: redis::FromRedisValue>(port: u16, command: &str) -> Option<T> {
@@ -62,7 +57,7 @@ async fn ask<T: redis::FromRedisValue>(port: u16, command: &str) -> Option<T> {
     words.for_each(|word| {
         packed.arg(word);
     });
-    packed.query_async(&mut connection(&format!("redis://127.0.0.1:{port}")).await?).await.ok()
+    packed.query_async(&mut redis_at(&format!("redis://127.0.0.1:{port}")).await.ok()?).await.ok()
 }
 
 impl Watched {
@@ -117,7 +112,7 @@ impl Watched {
         }
         for sentinel in &self.sentinels {
             // One that was stalled for 2 s itself trusts nothing for 30 s (TILT).
-            until_within(Duration::from_secs(90), "the Sentinel names the other one", || async {
+            until("the Sentinel names the other one", || async {
                 let named: Option<Vec<String>> = ask(sentinel.port, "SENTINEL GET-MASTER-ADDR-BY-NAME main").await;
                 named.is_some_and(|named| named.get(1) == Some(&port))
             })

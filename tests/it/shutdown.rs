@@ -117,10 +117,6 @@ async fn fast_stop_while_a_commit_waits_for_the_fence() {
     let monitor = Monitor::start(world.redis.port);
     world.postgres.configure("synchronous_standby_names = 'nobody'").unwrap();
     world.postgres.reload().unwrap();
-    until("the setting is reloaded", || async {
-        sql.query_one("SELECT current_setting('synchronous_standby_names') = 'nobody'", &[]).await.unwrap().get(0)
-    })
-    .await;
     world.postgres.until_commits_wait("shop").await.unwrap();
     let writer = world.sql().await;
     let waiting =

@@ -60,7 +60,6 @@ async fn no_more_wal_is_kept_than_allowed() {
     world.setup(RULES);
     let mut command = world.waltag("waltag", &["run", "--max-retained-wal", "32MiB"]);
     let daemon = world.start(&mut command);
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     let sql = world.sql().await;
     fill(&mut world.cache(1).await, "FirstModel.pk:7").await;
@@ -95,7 +94,6 @@ async fn without_a_slot_it_is_blind_and_says_so() {
     world.setup(RULES);
     let mut command = world.waltag("waltag", &["run", "--lock-timeout", "100ms"]);
     let daemon = world.start(command.env("WALTAG_LISTEN", "127.0.0.1:0"));
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     let (sql, old, mut cache) = (world.sql().await, world.sql().await, world.cache(1).await);
     old.batch_execute("BEGIN; INSERT INTO unrelated VALUES (1)").await.unwrap();
@@ -121,7 +119,6 @@ async fn a_temporary_slot() {
     world.setup(RULES);
     let run = &["run", "--slot-mode", "temporary"];
     let daemon = world.start(&mut world.waltag("waltag", run));
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     let (sql, mut cache) = (world.sql().await, world.cache(1).await);
     fill(&mut cache, "FirstModel.pk:7").await;
@@ -209,7 +206,6 @@ async fn a_promoted_standby_is_a_gap_and_then_the_source() {
     let standby = waltag::demo::servers::Postgres::standby_of(&world.postgres).unwrap();
     let url = format!("postgres://waltag@127.0.0.1:{},127.0.0.1:{}/shop", world.postgres.port, standby.port);
     let daemon = world.start(world.waltag("waltag", &["run"]).env("WALTAG_DATABASE_URL", url));
-    daemon.wait_for(" ready ");
     daemon.wait_until_resynced();
     let mut cache = world.cache(1).await;
     fill(&mut cache, "FirstModel.pk:7").await;
