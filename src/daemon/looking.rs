@@ -29,6 +29,10 @@ impl Daemon {
         let text = row.and_then(|row| row.get(0)).unwrap_or_default();
         let unreadable = || Error::away(format!("pg_current_snapshot() at {place} gave `{text}`"));
         let snapshot = Snapshot::parse(text).ok_or_else(unreadable)?;
+        let snapshot = match rows.first() {
+            Some(row) if row.len() > 2 => snapshot.with_newest(row.get(2).unwrap_or_default()),
+            _ => snapshot,
+        };
         self.reload.seen(text);
         flow.release(&snapshot);
         Ok(())

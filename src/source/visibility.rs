@@ -10,13 +10,22 @@ use super::lsn::Xid;
 /// that turns waltag into a synchronous standby is then noticed by the very poll that would wait for ever.
 pub const QUERY: &str = "SELECT pg_current_snapshot()::text, current_setting('synchronous_standby_names')";
 
+/// The same, and the highest number that a running transaction has. `xmax` is one more than the last transaction that has *ended*: the newest
+/// ones that run may stand above it, and on a quiet server do. Locks are visible to every role, those of prepared transactions
+/// included. Asked for only where a resync begins: reading the table of locks takes each of its partitions' locks.
+pub const QUERY_WITH_NEWEST: &str = "SELECT pg_current_snapshot()::text, current_setting('synchronous_standby_names'), \
+    (SELECT transactionid FROM pg_locks WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted \
+     ORDER BY age(transactionid) LIMIT 1)";
+
 /// What `pg_current_snapshot()` said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// Every transaction below has ended.
     pub xmin: u64,
-    /// None from here on had begun.
+    /// One more than the last that has ended: those from here on are running, or have not begun.
     pub xmax: u64,
+    /// Every transaction that has a number is below this one, if that was asked for ([`QUERY_WITH_NEWEST`]).
+    pub next: Option<u64>,
     /// Those between that were running, cut to the 32 bits that pgoutput's Begin carries.
     running: Vec<u32>,
 }
@@ -29,7 +38,18 @@ impl Snapshot {
         let xmax: u64 = parts.next()?.parse().ok()?;
         let list = parts.next()?;
         let running: Result<Vec<u64>, _> = list.split(',').filter(|xid| !xid.is_empty()).map(str::parse).collect();
-        Some(Snapshot { xmin, xmax, running: running.ok()?.into_iter().map(|xid| xid as u32).collect() })
+        Some(Snapshot { xmin, xmax, next: None, running: running.ok()?.into_iter().map(|xid| xid as u32).collect() })
+    }
+
+    /// Says which running transaction is the newest; empty if none has a number. Its 32 bits lie within 2^31 of `xmax`.
+    #[must_use]
+    pub fn with_newest(self, newest: &str) -> Snapshot {
+        let above = newest.parse::<u32>().map_or(0, |newest| newest.wrapping_sub(self.xmax as u32) as i32);
+        let next = match newest.is_empty() || above < 0 {
+            true => self.xmax,
+            false => self.xmax + above.unsigned_abs() as u64 + 1,
+        };
+        Snapshot { next: Some(next), ..self }
     }
 
     /// Is everything visible here that is in `other`? What had not begun there when it was taken does not matter.
@@ -95,6 +115,17 @@ mod tests {
         for bad in ["", "1:2", "a:b:", "1:2:x"] {
             assert!(Snapshot::parse(bad).is_none(), "{bad}");
         }
+    }
+
+    /// A quiet server with one writer shows `732:732:`, and 732 was not waited for.
+    #[test]
+    fn the_newest_that_runs_may_stand_above_xmax() {
+        let next = |text: &str, newest: &str| Snapshot::parse(text).unwrap().with_newest(newest).next;
+        assert_eq!(next("732:732:", "732"), Some(733));
+        assert_eq!(next("732:732:", "740"), Some(741));
+        assert_eq!(next("730:732:730", "730"), Some(732), "below xmax");
+        assert_eq!(next("732:732:", ""), Some(732), "nobody runs");
+        assert_eq!(next("4294967290:4294967295:4294967290", "3"), Some(4_294_967_300), "behind the wrap of 32 bits");
     }
 
     #[test]
