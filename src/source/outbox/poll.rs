@@ -20,6 +20,10 @@ pub const WITHIN: u32 = 20;
 /// The table is never analyzed when it is full: the planner must not sort all of it for each page.
 pub const BY_INDEX: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off; SET LOCAL jit = off;";
 
+/// A provider may have set `default_transaction_read_only` for everybody, because a disk is full: who empties the outbox must write. Said with
+/// each statement, because behind a pooler there is no session to say it once.
+pub const WRITES: &str = "SET LOCAL transaction_read_only = off;";
+
 /// What is read of a row.
 pub struct Row {
     /// Its transaction, all 64 bits.
