@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::poll::{BY_INDEX, SKIPPED, WITHIN, least_since};
+use super::poll::{BY_INDEX, SKIPPED, WITHIN, WRITES, least_since};
 use super::polls::{Polls, Seen};
 use crate::source::lsn::Lsn;
 use crate::source::session::{self, Answer, Session, Sql, literal};
@@ -65,6 +65,9 @@ pub struct Progress {
     /// What was done when it was written last, and when everything was deleted that could be: a scan from the very beginning would walk over
     /// all that a long transaction keeps from being vacuumed.
     written: String,
+    /// The position that is being written, and the one that was.
+    writing_position: Lsn,
+    kept: Lsn,
     deleted: Option<String>,
     /// There was nothing left to delete once.
     cleared: bool,
@@ -92,12 +95,13 @@ impl Progress {
         let (name, owner_text) = (literal(instance), literal(owner));
         // The moment in the upper bits: a marker of an installation before is behind, and so a gap.
         sql.execute(&format!(
-            "INSERT INTO waltag.progress (instance, position, done, skipped) \
+            "{WRITES} INSERT INTO waltag.progress (instance, position, done, skipped) \
              VALUES ({name}, {MOMENT} << 32, pg_current_snapshot(), {SKIPPED}) ON CONFLICT DO NOTHING"
         ))
         .await?;
         // What came with a dump is of another server's transactions, which this one has yet to see.
-        sql.execute("DELETE FROM waltag.outbox WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())").await?;
+        let dumped = "DELETE FROM waltag.outbox WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())";
+        sql.execute(&format!("{WRITES} {dumped}")).await?;
         let who = if pooled {
             "NULL::int, NULL::timestamptz"
         } else {
@@ -105,9 +109,9 @@ impl Progress {
         };
         let foreign = "pg_snapshot_xmax(done) > pg_snapshot_xmax(pg_current_snapshot())";
         let query = format!(
-            "UPDATE waltag.progress p SET done = CASE WHEN {foreign} THEN pg_current_snapshot() ELSE done END, \
+            "{WRITES} UPDATE waltag.progress p SET done = CASE WHEN {foreign} THEN pg_current_snapshot() ELSE done END, \
              position = CASE WHEN {foreign} THEN greatest(position, {MOMENT} << 32) ELSE position END, owner = {owner_text}, at = clock_timestamp(), (pid, begun) = (SELECT {who}) WHERE instance = {name} \
-             AND (owner IN ('', {owner_text}) OR at < clock_timestamp() - interval '{LEASE}' OR (pid IS NOT NULL AND NOT EXISTS \
+             AND (owner IN ('', {owner_text}) OR at NOT BETWEEN clock_timestamp() - interval '{LEASE}' AND clock_timestamp() + interval '{LEASE}' OR (pid IS NOT NULL AND NOT EXISTS \
                (SELECT FROM pg_stat_activity a WHERE a.pid = p.pid AND (a.backend_start IS NULL OR a.backend_start = p.begun)))) \
              RETURNING position, done::text, greatest(position >> {WITHIN}, {MOMENT} << 12) + 1, skipped"
         );
@@ -128,6 +132,8 @@ impl Progress {
             news: false,
             deletable: true,
             written: row.get(1).unwrap_or_default().to_owned(),
+            writing_position: Lsn(number(0)),
+            kept: Lsn(number(0)),
             deleted: None,
             cleared: false,
             swept: Instant::now(),
@@ -136,9 +142,33 @@ impl Progress {
         }))
     }
 
+    /// What is in the outbox now is passed over. The position goes ahead of every marker, so each cache finds a gap: ahead of what this process has
+    /// `received`, and of the clock.
+    pub async fn pass_over(&mut self, received: Lsn) -> Result<(), Error> {
+        let ahead = ((received.0 >> WITHIN) + 1) << WITHIN;
+        let (instance, owner) = (literal(&self.instance), literal(&self.owner));
+        let query = format!(
+            "{WRITES} UPDATE waltag.progress SET done = pg_current_snapshot(), position = greatest(position + (1 << {WITHIN}), {ahead}, {MOMENT} << 32), \
+             at = clock_timestamp() WHERE instance = {instance} AND owner = {owner} \
+             RETURNING position, done::text, (position >> {WITHIN}) + 1"
+        );
+        let rows = self.sql.rows(&query).await?;
+        let row = rows.first().ok_or(Error::Lost)?;
+        let number = |index: usize| row.get(index).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
+        (self.position, self.first_poll) = (Lsn(number(0)), number(2));
+        self.kept = self.position;
+        self.snapshot = row.get(1).unwrap_or_default().to_owned();
+        Ok(())
+    }
+
     /// What was done when it was taken over, or written last.
     pub fn confirmed(&self) -> Lsn {
         self.position
+    }
+
+    /// The position that the database has.
+    pub fn kept(&self) -> Lsn {
+        self.kept
     }
 
     /// Everything visible in it is done.
@@ -185,12 +215,13 @@ impl Progress {
             let write = self.last.elapsed() >= SIGN || (!self.deletable && !full);
             self.running = Some(match (write, full) {
                 (true, _) => (Doing::Writing, self.sql.ask(self.writing(&self.owner))),
-                (false, true) => (Doing::Emptying, self.sql.ask("SELECT waltag.empty_outbox()")),
+                (false, true) => (Doing::Emptying, self.sql.ask(format!("{WRITES} SELECT waltag.empty_outbox()"))),
                 (false, false) => (Doing::Deleting, self.sql.ask(self.deletion())),
             });
             if write {
                 (self.deletable, self.news) = (self.deletable || self.news, false);
                 self.written.clone_from(&self.snapshot);
+                self.writing_position = self.position;
             }
         }
         let Some((doing, running)) = &mut self.running else { return Ok(None) };
@@ -201,6 +232,7 @@ impl Progress {
         match doing {
             Doing::Writing => {
                 self.last = Instant::now();
+                self.kept = self.writing_position;
                 if rows.is_empty() { Err(Error::Lost) } else { Ok(None) }
             }
             Doing::Emptying => {
@@ -235,7 +267,7 @@ impl Progress {
 
     fn writing(&self, owner: &str) -> String {
         format!(
-            "UPDATE waltag.progress SET position = {}, done = '{}', skipped = {}, owner = {}, at = clock_timestamp() \
+            "{WRITES} UPDATE waltag.progress SET position = {}, done = '{}', skipped = {}, owner = {}, at = clock_timestamp() \
              WHERE instance = {} AND owner = {} RETURNING 1",
             self.position.0,
             self.snapshot,
@@ -251,7 +283,7 @@ impl Progress {
         let since = self.deleted.as_ref().map(|snapshot| format!("xid >= ({}) AND", least_since(snapshot)));
         let since = since.unwrap_or_default();
         format!(
-            "{BY_INDEX} WITH gone AS (DELETE FROM waltag.outbox WHERE (xid, id) IN (SELECT xid, id FROM waltag.outbox o \
+            "{WRITES} {BY_INDEX} WITH gone AS (DELETE FROM waltag.outbox WHERE (xid, id) IN (SELECT xid, id FROM waltag.outbox o \
              WHERE {since} xid < (SELECT pg_snapshot_xmax(done) FROM waltag.progress ORDER BY 1 LIMIT 1) \
              AND NOT EXISTS (SELECT FROM waltag.progress p WHERE NOT pg_visible_in_snapshot(o.xid, p.done)) \
              ORDER BY xid, id LIMIT {PORTION}) RETURNING 1) SELECT count(*) FROM gone"
