@@ -19,6 +19,8 @@ pub enum Frame {
     Skipped,
     /// In the server's log, what follows ends before this.
     Logged(Lsn),
+    /// A relation belongs to another, whose trigger it was.
+    Root(u32, u32),
     /// A row of a table that nobody knows any more.
     Lost,
 }
@@ -104,7 +106,7 @@ impl Builder {
             _ if !compared => names.push(REST.into()),
             _ => {}
         }
-        self.describe(row.relation, shape, &names, out);
+        self.describe(row.relation, row.root, shape, &names, out);
         let relation = row.relation.to_be_bytes();
         let data = |kind: u8, rest: &[u8]| Frame::Data([&[kind], &relation[..], rest].concat());
         let width = names.len();
@@ -124,10 +126,11 @@ impl Builder {
     }
 
     /// A Relation message, if it was described otherwise before.
-    fn describe(&mut self, relation: u32, shape: &Shape, names: &[String], out: &mut VecDeque<Frame>) {
+    fn describe(&mut self, relation: u32, root: u32, shape: &Shape, names: &[String], out: &mut VecDeque<Frame>) {
         if self.described.get(&relation).is_some_and(|(known, columns)| known == shape && columns == names) {
             return;
         }
+        out.push_back(Frame::Root(relation, root));
         let mut data = vec![b'R'];
         data.extend(relation.to_be_bytes());
         data.extend([shape.schema.as_bytes(), b"\0", shape.name.as_bytes(), b"\0f"].concat());
