@@ -2,17 +2,20 @@
 
 mod query;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::outbox;
 use super::outbox::triggers::Triggers;
 use super::statements::is_ours;
-use crate::cache::coverage::{Fingerprint, Held};
+use super::verify;
+use crate::cache::coverage::{self, Fingerprint, Held};
 use crate::rules::Rules;
 use crate::rules::tables::TableName;
 use crate::source::lsn::Lsn;
+use crate::source::replication::relations::{self, Census, Family, Lineage};
 use crate::source::replication::slot::{Feed, Names, inserts_of};
 use crate::source::session::{Error, Sql, identifier, literal};
+use crate::source::visibility::Snapshot;
 
 /// Everything that was read.
 #[derive(Debug, Default)]
@@ -23,9 +26,11 @@ pub struct Catalog {
     pub feed: Feed,
     /// With an outbox: the triggers that are there, by relation.
     pub triggers: Triggers,
-    /// What was committed before it was read, and nothing else, is certainly in it, ...
+    /// What was committed before this had arrived when it was begun to be read.
     pub begin: Lsn,
-    /// ... and nothing that was committed after this.
+    /// What is visible here is certainly in it, ...
+    pub snapshot: Option<Snapshot>,
+    /// ... and nothing that was committed after this position.
     pub end: Lsn,
     /// The end of the server's log when it had been read.
     pub log: Lsn,
@@ -84,6 +89,10 @@ pub struct Table {
     pub has_primary_key: bool,
     /// Number of columns, dropped ones included: a new one may have filled every row.
     pub attributes: String,
+    /// What changes when readers may have seen something else by its name, ...
+    pub named: String,
+    /// ... and what explains that harmlessly.
+    pub granted: String,
     /// Of a materialized view: its number with that of its file, and counters that a REFRESH CONCURRENTLY moves, which keeps the file.
     pub refreshed: Option<(u32, u32, String)>,
     /// Its number, and how it came to be published: rows of the publication's catalogs with the transaction that wrote them.
@@ -96,17 +105,33 @@ impl Table {
         self.columns.iter().find(|known| known.name == column).map(|known| known.type_oid)
     }
 
-    /// What does not change unless rows changed, or stopped arriving, in a way that the stream does not tell.
-    pub fn fingerprint(&self) -> Fingerprint {
-        let held = |member: &Member| Held { relation: member.oid, file: member.file, writer: member.writer };
+    /// What does not change unless rows changed, or stopped arriving, in a way that the stream does not tell. `logged`: whoever writes it is
+    /// told by the log, and not by a trigger.
+    pub fn fingerprint(&self, logged: bool) -> Fingerprint {
+        let held = |member: &Member| Held {
+            relation: member.oid,
+            file: member.file,
+            columns: coverage::id(&format!("{} {}", member.written, member.toast)),
+            // Rows that are changed while a table is unlogged for a moment are in no log; of a table that a publication names, PostgreSQL refuses to
+            // make one. A rewrite by ALTER TABLE gives it another table for large values; TRUNCATE, VACUUM FULL and CLUSTER do not.
+            kept: !logged || !member.publishing.is_empty() || member.toast != 0,
+        };
         let mut files: Vec<Held> = self.members.iter().map(held).collect();
-        let mut shape = format!("{} {}", self.publishing, self.attributes);
+        let publishing: Vec<&str> = self.members.iter().map(|member| member.publishing.as_str()).collect();
+        let mut shape = format!("{} {} {}", self.publishing, self.attributes, publishing.join(" "));
         if let Some((oid, file, counters)) = &self.refreshed {
-            files.push(Held { relation: *oid, file: *file, writer: 0 });
+            // A REFRESH writes another file, and changes nothing else.
+            files.push(Held { relation: *oid, file: *file, columns: file.to_string(), kept: false });
             shape = format!("{shape} {counters}");
         }
         files.sort_unstable();
-        Fingerprint { shape, files }
+        let all = |own: &str, of: &dyn Fn(&Member) -> &str| {
+            let members: Vec<&str> = self.members.iter().map(of).collect();
+            coverage::id(&format!("{own} {}", members.join(" ")))
+        };
+        let (named, granted) =
+            (all(&self.named, &|member| &member.named), all(&self.granted, &|member| &member.granted));
+        Fingerprint { shape, named, granted, files }
     }
 }
 
@@ -146,6 +171,33 @@ impl Catalog {
         self.tables.values().any(|table| table.refreshed.is_some())
     }
 
+    /// Which relations hold the rows of which tables of the rules, and what one that nobody has seen yet must look like.
+    pub fn lineage(&self, rules: &Rules) -> Lineage {
+        let mut lineage = Lineage::default();
+        for (name, table) in self.tables.iter().filter(|(_, table)| matches!(table.kind, 'r' | 'p')) {
+            for member in &table.members {
+                let known = lineage.members.entry(member.oid);
+                let known =
+                    known.or_insert_with(|| relations::Member { table: member.table.clone(), roots: Vec::new() });
+                known.roots.push(name.clone());
+            }
+            if table.kind == 'p' {
+                let root = relations::Member { table: name.clone(), roots: vec![name.clone()] };
+                lineage.members.insert(table.oid, root);
+            }
+            let has_members = table.kind == 'p' || table.members.len() > 1;
+            let sent = table.columns.iter().filter(|column| !column.generated);
+            lineage.families.push(Family {
+                table: name.clone(),
+                columns: sent.map(|column| (column.name.clone(), column.type_oid)).collect(),
+                used: if has_members { verify::columns(rules, name) } else { None },
+            });
+        }
+        lineage.families.sort_by(|a, b| a.table.cmp(&b.table));
+        lineage.members.values_mut().for_each(|member| member.roots.sort());
+        lineage
+    }
+
     /// The tables of the rules that exist, sorted.
     pub fn sorted(&self) -> Vec<(&TableName, &Table)> {
         let mut tables: Vec<_> = self.tables.iter().collect();
@@ -163,8 +215,16 @@ pub struct Member {
     pub oid: u32,
     /// ... that of its file: another one after a rewrite, ...
     pub file: u32,
-    /// ... and of the transaction that wrote its row of pg_class.
-    pub writer: u32,
+    /// ... that of the table behind it for large values, if it has one, ...
+    pub toast: u32,
+    /// ... and the transactions that wrote its columns into pg_attribute.
+    pub written: String,
+    /// The rows of the publications that name it, each with the transaction that wrote it.
+    pub publishing: String,
+    /// The transaction that wrote the row of its type, and what explains that harmlessly.
+    pub named: String,
+    /// Owner and grants of that type.
+    pub granted: String,
     /// `relreplident`: `d`, `n`, `f` or `i`.
     pub identity: char,
     /// Columns of the index that identifies rows; empty without one.
@@ -191,6 +251,23 @@ pub struct Member {
     pub stored_columns: bool,
 }
 
+/// Which relations hold rows, and which of them were altered within the last transactions; how many, `past` says in SQL.
+pub async fn census(session: &Sql, past: &str) -> Result<Census, Error> {
+    let rows = session.rows(&query::census(past)).await?;
+    let numbers = |index: usize| {
+        let numbers = rows.first().and_then(|row| row.get(index)).unwrap_or_default();
+        numbers.split(' ').filter_map(|number| number.parse().ok()).collect()
+    };
+    let snapshot = rows.first().and_then(|row| Snapshot::parse(row.get(2)?));
+    Ok(Census { settled: numbers(0), altered: numbers(1), snapshot })
+}
+
+/// What changes whenever something does that [`read`] reads, but for the counters of views. With 60,000 relations 0.15 s, where the whole
+/// takes 1.5 s.
+pub async fn state(session: &Sql, version: u32) -> Result<String, Error> {
+    Ok(session.value(&query::state(version >= 150_000)).await?.unwrap_or_default())
+}
+
 /// Reads the catalog.
 pub async fn read(session: &Sql, rules: &Rules, names: &Names) -> Result<Catalog, Error> {
     let version = session.value("SELECT current_setting('server_version_num')").await?;
@@ -205,6 +282,7 @@ pub async fn read(session: &Sql, rules: &Rules, names: &Names) -> Result<Catalog
 
 async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, publication: &str) -> Result<(), Error> {
     catalog.begin = position(session).await?;
+    catalog.snapshot = session.value("SELECT pg_current_snapshot()").await?.and_then(|text| Snapshot::parse(&text));
     let inserts = inserts_of(publication);
     // What a publication of this name says is no matter of an outbox.
     if catalog.feed == Feed::Replication {
@@ -212,39 +290,54 @@ async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, publicat
         let kinds = ["insert", "update", "delete", "truncate"];
         catalog.publication = read_publication(session, publication, &kinds, catalog).await?;
     }
-    let mut tables: Vec<TableName> = rules.tables().into_iter().cloned().collect();
+    let mut tables: BTreeSet<TableName> = rules.tables().into_iter().cloned().collect();
     if rules.has_patterns() {
         for row in session.rows(query::ALL_TABLES).await? {
             let field = |index: usize| row.get(index).unwrap_or_default().to_owned();
             let table = TableName { schema: field(0), name: field(1) };
             if !tables.contains(&table) && rules.of_table(&table).next().is_some() {
-                tables.push(table);
+                tables.insert(table);
             }
         }
     }
-    let names: Vec<String> =
-        tables.iter().map(|table| format!("({}, {})", literal(&table.schema), literal(&table.name))).collect();
-    if names.is_empty() {
+    if tables.is_empty() {
         (catalog.end, catalog.log) = (catalog.begin, catalog.begin);
         return Ok(());
     }
-    let query = query::tables(&names.join(", "), &[publication, &inserts], catalog.version >= 150_000);
+    let schemas: Vec<String> = tables.iter().map(|table| literal(&table.schema)).collect();
+    let names: Vec<String> = tables.iter().map(|table| literal(&table.name)).collect();
+    let wanted = query::wanted(&schemas, &names);
+    let query = query::tables(&wanted, &[publication, &inserts], catalog.version >= 150_000);
     for row in session.rows(&query).await? {
         let field = |index: usize| row.get(index).unwrap_or_default();
         let name = TableName { schema: field(0).into(), name: field(1).into() };
         let columns: Vec<(String, bool, u32)> = serde_json::from_str(field(3)).unwrap_or_default();
-        let columns =
+        let columns: Vec<Column> =
             columns.into_iter().map(|(name, generated, type_oid)| Column { name, generated, type_oid }).collect();
-        let (attributes, publishing) = (field(5).to_owned(), field(6).to_owned());
+        let (attributes, publishing) = (field(5).to_owned(), format!("{} {} {}", field(6), field(12), field(13)));
         let (kind, has_primary_key) = (letter(field(2)), field(4) == "t");
         let number = |index: usize| field(index).parse().unwrap_or_default();
         let refreshed = (kind == 'm').then(|| (number(7), number(8), field(9).to_owned()));
         let oid = number(7);
-        let table =
-            Table { oid, kind, members: Vec::new(), columns, has_primary_key, attributes, refreshed, publishing };
+        // A column that takes another one's name has other values by it; one that is added or dropped does not.
+        let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+        let (named, granted) =
+            (format!("{} {}", field(10), names.join(" ")), format!("{} {}", field(11), columns.len()));
+        let table = Table {
+            oid,
+            kind,
+            members: Vec::new(),
+            columns,
+            has_primary_key,
+            attributes,
+            named,
+            granted,
+            refreshed,
+            publishing,
+        };
         catalog.tables.insert(name, table);
     }
-    let query = query::members(&names.join(", "), publication, &inserts, catalog.version >= 150_000);
+    let query = query::members(&wanted, publication, &inserts, catalog.version >= 150_000);
     for row in session.rows(&query).await? {
         let field = |index: usize| row.get(index).unwrap_or_default();
         let root = TableName { schema: field(0).into(), name: field(1).into() };
@@ -262,7 +355,11 @@ async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, publicat
             key_generated: field(12) == "t",
             oid: field(13).parse().unwrap_or_default(),
             file: field(14).parse().unwrap_or_default(),
-            writer: field(18).parse().unwrap_or_default(),
+            written: field(18).to_owned(),
+            toast: field(19).parse().unwrap_or_default(),
+            publishing: field(20).to_owned(),
+            named: field(21).to_owned(),
+            granted: field(22).to_owned(),
             inserted: field(16) == "t",
             listed: row.get(17).and_then(|list| serde_json::from_str(list).ok()),
         };
