@@ -3,6 +3,7 @@
 
 use crate::cache::coverage::Truncated;
 use crate::source::lsn::{Lsn, Xid};
+use crate::source::visibility::Snapshot;
 
 /// What the stream told of and no catalog that was read shows for certain.
 #[derive(Default)]
@@ -11,16 +12,14 @@ pub struct Truncations(Vec<Truncation>);
 struct Truncation {
     relation: u32,
     xid: Xid,
-    /// Its commit.
-    position: Lsn,
     /// Before its transaction.
     floor: Lsn,
 }
 
 impl Truncations {
-    /// A relation was emptied by the transaction that commits at `position`.
-    pub fn add(&mut self, relation: u32, xid: Xid, position: Lsn, floor: Lsn) {
-        self.0.push(Truncation { relation, xid, position, floor });
+    /// A relation was emptied by a transaction behind `floor`.
+    pub fn add(&mut self, relation: u32, xid: Xid, floor: Lsn) {
+        self.0.push(Truncation { relation, xid, floor });
     }
 
     /// The position that they hold back.
@@ -28,13 +27,14 @@ impl Truncations {
         self.0.iter().map(|known| known.floor).min()
     }
 
-    /// Which relations were emptied, and by whom: a later rewrite has another writer.
+    /// Which relations were emptied.
     pub fn relations(&self) -> Truncated {
-        self.0.iter().map(|known| (known.relation, known.xid.0)).collect()
+        self.0.iter().map(|known| known.relation).collect()
     }
 
-    /// A catalog is in force that was begun to be read at `position`: what was committed before is in it.
-    pub fn looked(&mut self, position: Lsn) {
-        self.0.retain(|known| known.position > position);
+    /// A catalog is in force that shows what `snapshot` sees. Its position does not tell: a TRUNCATE whose commit waits for a standby is in
+    /// the log, and in no catalog yet.
+    pub fn looked(&mut self, snapshot: &Snapshot) {
+        self.0.retain(|known| !snapshot.sees(known.xid));
     }
 }
