@@ -5,6 +5,7 @@
 //! [`super::marker`] first.
 
 mod cluster;
+mod layout;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use super::sentinel::{self, Watch};
 use super::slots::slot_of;
 use super::step::Step;
 use cluster::NOBODY;
-pub use cluster::{Layout, moved, nobody, redirection};
+pub use cluster::{moved, nobody, redirection};
+pub use layout::{Layout, Share};
 
 /// Opening a connection may take this long.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);

@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::Cache;
 use super::connection::Error;
-use super::gap::{Gap, Keys, Scope};
+use super::gap::{CATALOG, Gap, Keys, RULES, Scope};
 use crate::backoff::Backoff;
 use crate::source::lsn::Lsn;
 use crate::source::visibility::Snapshot;
@@ -38,6 +38,7 @@ pub struct Sweeps {
     backoff: Backoff,
     failing_since: Option<Instant>,
     resync: Option<Resync>,
+    reopens: bool,
     /// Sweeps that were complete, to be done again for those who were computing meanwhile: a queue for each delay.
     repeats: BTreeMap<Duration, VecDeque<Repeat>>,
     alarm: Option<(Instant, Pin<Box<Sleep>>)>,
@@ -93,6 +94,8 @@ struct Resync {
     gap: Gap,
     barrier: Barrier,
     pass: Pass,
+    /// The stream goes on without tables that are published now, until it is opened anew.
+    reopens: bool,
 }
 
 /// What the second pass waits for.
@@ -107,6 +110,8 @@ enum Pass {
     First,
     /// The first is complete.
     Waiting,
+    /// The barrier is gone, and the stream has to be opened anew before the second.
+    Reopening,
     /// The barrier is gone; a reader that was computing gets the time of the longest repeat.
     Resting(Pin<Box<Sleep>>),
     Second,
@@ -145,12 +150,38 @@ impl Sweeps {
 
     /// Begins a resync because something may have been missed.
     pub fn resync(&mut self, gap: Gap, floor: Lsn) {
-        let gap = match self.resync.take() {
-            None => gap,
-            Some(Resync { gap: first, .. }) => Gap { scope: first.scope.and(gap.scope), ..first },
+        let reopens = self.reopens && [CATALOG, RULES].contains(&gap.code);
+        let (gap, reopens) = match self.resync.take() {
+            None => (gap, reopens),
+            Some(Resync { gap: first, reopens: before, .. }) => {
+                (Gap { scope: first.scope.and(gap.scope), ..first }, before || reopens)
+            }
         };
         self.join(Wanted { floor, scope: gap.scope.clone(), resync: true, again: None });
-        self.resync = Some(Resync { gap, barrier: Barrier::Snapshots(1), pass: Pass::First });
+        self.resync = Some(Resync { gap, barrier: Barrier::Snapshots(1), pass: Pass::First, reopens });
+    }
+
+    /// Must the stream be opened anew behind a gap that publishing caused? Some servers go on with what they knew of a table that a
+    /// transaction was writing when it was published.
+    pub fn reopen_behind(&mut self, reopens: bool) {
+        self.reopens = reopens;
+    }
+
+    /// Does a second pass wait for that?
+    pub fn wants_reopening(&self) -> bool {
+        self.resync.as_ref().is_some_and(|resync| matches!(resync.pass, Pass::Reopening))
+    }
+
+    /// The stream was opened anew; `rest` is the longest repeat of the cache.
+    pub fn reopened(&mut self, rest: Duration) {
+        if let Some(resync) = self.resync.as_mut().filter(|resync| matches!(resync.pass, Pass::Reopening)) {
+            resync.pass = Pass::Resting(Box::pin(sleep(rest)));
+        }
+    }
+
+    /// Does one wait to hear which of them is the newest?
+    pub fn needs_newest(&self) -> bool {
+        self.resync.as_ref().is_some_and(|resync| matches!(resync.barrier, Barrier::Snapshots(_)))
     }
 
     /// Does a resync wait to hear which transactions are running?
@@ -158,22 +189,28 @@ impl Sweeps {
         self.resync.as_ref().is_some_and(|resync| match resync.pass {
             Pass::First => matches!(resync.barrier, Barrier::Snapshots(_)),
             Pass::Waiting => true,
-            Pass::Resting(_) | Pass::Second => false,
+            Pass::Reopening | Pass::Resting(_) | Pass::Second => false,
         })
     }
 
     /// Looks at which transactions are running; `rest` is the longest repeat of the cache.
     pub fn observe(&mut self, snapshot: &Snapshot, rest: Duration) {
         let Some(resync) = &mut self.resync else { return };
-        match resync.barrier {
-            Barrier::Snapshots(0) => resync.barrier = Barrier::Transactions(snapshot.xmax),
-            Barrier::Snapshots(more) => resync.barrier = Barrier::Snapshots(more - 1),
-            Barrier::Transactions(_) => {}
+        // One that does not say which is the newest may have been asked for before the gap was noticed.
+        if let Some(next) = snapshot.next {
+            match resync.barrier {
+                Barrier::Snapshots(0) => resync.barrier = Barrier::Transactions(next),
+                Barrier::Snapshots(more) => resync.barrier = Barrier::Snapshots(more - 1),
+                Barrier::Transactions(_) => {}
+            }
         }
         if let (Pass::Waiting, Barrier::Transactions(newest)) = (&resync.pass, &resync.barrier)
             && snapshot.xmin >= *newest
         {
-            resync.pass = Pass::Resting(Box::pin(sleep(rest)));
+            resync.pass = match resync.reopens {
+                true => Pass::Reopening,
+                false => Pass::Resting(Box::pin(sleep(rest))),
+            };
         }
     }
 
@@ -308,8 +345,8 @@ impl Sweeps {
         // What came while it ran is for the one that waits.
         let more = self.waiting.as_ref().is_some_and(|waiting| waiting.resync);
         match self.resync.take() {
-            Some(Resync { gap, barrier, pass: Pass::First }) if done.resync && !more => {
-                self.resync = Some(Resync { gap, barrier, pass: Pass::Waiting });
+            Some(Resync { gap, barrier, pass: Pass::First, reopens }) if done.resync && !more => {
+                self.resync = Some(Resync { gap, barrier, pass: Pass::Waiting, reopens });
                 Passed::First
             }
             Some(Resync { gap, pass: Pass::Second, .. }) if done.resync && !more => Passed::Second(gap),

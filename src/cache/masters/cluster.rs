@@ -1,26 +1,19 @@
 //! The masters of a Cluster: who they are, which slots they have, and what redirections say.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use redis::{RedisResult, Value};
 
 use super::super::Cache;
 use super::super::connection::{Error, Kind, sentence};
 use super::super::location;
 use super::super::slots::SLOTS;
-use super::{Masters, connect};
+use super::{Layout, Masters, Share, connect};
 
 /// No node has the slot.
 pub(super) const NOBODY: u16 = u16::MAX;
-
-/// Which slots the masters of a Cluster have, and which are on their way.
-#[derive(PartialEq, Eq)]
-pub struct Layout {
-    own: BTreeSet<String>,
-    /// Slots that move between two masters.
-    pub is_moving: bool,
-}
 
 impl Masters {
     /// Asks a node of a Cluster for the others.
@@ -80,60 +73,74 @@ impl Masters {
         Ok(node.into())
     }
 
-    /// How the slots lie at this moment, as each master says of itself; nothing where there is one. A master that has none yet, and gets its first,
-    /// is one of them from then on.
+    /// How the slots lie at this moment, as each master says of itself. A master that was not known, because it has none yet and gets its first
+    /// or because it took over from another, is one of them from then on.
     pub async fn layout(&mut self) -> RedisResult<Layout> {
-        let mut layout = Layout { own: BTreeSet::new(), is_moving: false };
         if !self.is_cluster() {
-            return Ok(layout);
+            return Ok(Layout::of_one());
         }
-        let (mut owned, mut node) = (BTreeSet::new(), 0);
-        let (mut ids, mut targets) = (BTreeSet::new(), BTreeMap::new());
-        while node < self.nodes.len() {
-            let text: String = self.ask(node, redis::cmd("CLUSTER").arg("NODES")).await?;
-            let line = text.lines().find(|line| line.contains("myself")).unwrap_or_default();
-            // id, address, flags, master, two times, epoch, link, and slots: `0-5460`, `[93->-<id>]` leaves, `[77-<-<id>]` comes.
-            let words: Vec<&str> = line.split(' ').collect();
-            let (id, slots) = (words.first().copied().unwrap_or_default(), words.get(8..).unwrap_or_default());
-            owned.extend(slots.iter().filter_map(|range| slots_of(range)).flatten());
-            layout.is_moving |= slots.iter().any(|slot| slot.starts_with('['));
-            ids.insert(id.to_owned());
-            for target in slots.iter().filter_map(|slot| Some(slot.split_once("->-")?.1.trim_end_matches(']'))) {
-                // One that is not listed was put out, and has no keys.
-                let line = text.lines().find(|line| line.starts_with(target));
-                targets.extend(line.and_then(place_of).map(|place| (target.to_owned(), place)));
+        let (mut layout, mut failure, mut tried) = (Layout::default(), None, BTreeSet::new());
+        let mut asked = 0;
+        loop {
+            let told = join_all((asked..self.nodes.len()).map(|node| self.told(node))).await;
+            for (node, told) in (asked..).zip(told) {
+                // One that has gone with no slots left is not missed; one that had some is, below.
+                match told {
+                    Ok(text) => layout.take(node, &text),
+                    Err(error) => failure = Some(error),
+                }
             }
-            layout.own.insert(format!("{id} {}", slots.join(" ")));
-            node += 1;
+            asked = self.nodes.len();
+            let Some((id, (host, port))) = layout.stranger(&tried) else { break };
             // Those that have slots are known by the name that they announce.
-            if node == self.nodes.len()
-                && let Some((id, (host, port))) = targets.iter().find(|(id, _)| !ids.contains(*id))
-            {
-                self.sibling(host, *port).await?;
-                ids.insert(id.clone());
+            if let Err(error) = self.sibling(&host, port).await {
+                failure = Some(error);
             }
+            tried.insert(id);
+        }
+        let mut slots = vec![NOBODY; usize::from(SLOTS)];
+        for (slot, share) in layout.owners() {
+            let node = u16::try_from(share.node).unwrap_or(NOBODY);
+            slots.iter_mut().skip(slot.into()).take(1).for_each(|of| *of = node);
         }
         // A map that is older than the Cluster leads to some of its masters.
-        if owned.len() != usize::from(SLOTS) {
-            let count = owned.len();
-            return Err(sentence(format!("the masters that are known have {count} of {SLOTS} slots")));
+        let count = slots.iter().filter(|node| **node != NOBODY).count();
+        if count != usize::from(SLOTS) {
+            let known = || sentence(format!("the masters that are known have {count} of {SLOTS} slots"));
+            return Err(failure.unwrap_or_else(known));
         }
+        // Who still stands in the old one may be gone.
+        self.slots = Some(slots.into());
         Ok(layout)
     }
-}
 
-/// Host and port of a line of CLUSTER NODES, `<id> 10.0.0.1:6379@16379,name,... ...`: the name, if it announces one.
-fn place_of(line: &str) -> Option<(String, u16)> {
-    let (place, more) = line.split(' ').nth(1)?.split_once('@')?;
-    let (host, port) = place.rsplit_once(':')?;
-    let name = more.split(',').nth(1).filter(|name| !name.is_empty() && !name.contains('='));
-    Some((name.unwrap_or(host).to_owned(), port.parse().ok()?))
-}
+    /// What one master has at this moment.
+    pub async fn share(&self, node: usize) -> RedisResult<Share> {
+        let text = self.told(node).await?;
+        Ok(Share::parse(node, &text).map_or_else(Share::default, |(_, share)| share))
+    }
 
-/// `0-5460`, or `77`.
-fn slots_of(range: &str) -> Option<std::ops::RangeInclusive<u16>> {
-    let (first, last) = range.split_once('-').unwrap_or((range, range));
-    Some(first.parse().ok()?..=last.parse().ok()?)
+    async fn told(&self, node: usize) -> RedisResult<String> {
+        redis::cmd("CLUSTER").arg("NODES").query_async(&mut self.connection(node)?).await
+    }
+
+    /// How many keys a master has in each slot.
+    pub async fn count_in(&self, node: usize, slots: &[u16]) -> RedisResult<Vec<usize>> {
+        let mut pipeline = redis::pipe();
+        for slot in slots {
+            pipeline.cmd("CLUSTER").arg("COUNTKEYSINSLOT").arg(slot);
+        }
+        pipeline.query_async(&mut self.connection(node)?).await
+    }
+
+    /// The keys that a master has in each slot, at most `limit`.
+    pub async fn keys_in(&self, node: usize, slots: &[u16], limit: usize) -> RedisResult<Vec<Vec<Vec<u8>>>> {
+        let mut pipeline = redis::pipe();
+        for slot in slots {
+            pipeline.cmd("CLUSTER").arg("GETKEYSINSLOT").arg(slot).arg(limit);
+        }
+        pipeline.query_async(&mut self.connection(node)?).await
+    }
 }
 
 /// What a Cluster calls a node: a name that it announces, or `?` if it announces none and should; then its address stands behind (7.0). Empty:
@@ -169,18 +176,4 @@ pub fn moved(cache: &Cache) -> Error {
 pub fn nobody(cache: &Cache) -> Error {
     let sentence = "no master of the Cluster has the slot of a key; `redis-cli --cluster check` says more".into();
     Error { cache: cache.name.clone(), address: cache.address(), sentence, kind: Kind::Away }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_of_nodes() {
-        let place = |text: &str| place_of(&format!("07c37df {text} master - 0 1 4 connected 0-5460"));
-        assert_eq!(place("127.0.0.1:30004@31004"), Some(("127.0.0.1".into(), 30_004)));
-        assert_eq!(place("127.0.0.1:30004@31004,node4.example"), Some(("node4.example".into(), 30_004)));
-        assert_eq!(place("[::1]:30004@31004,,shard-id=69bc"), Some(("[::1]".into(), 30_004)));
-        assert_eq!(place(":0@0"), Some((String::new(), 0)));
-    }
 }

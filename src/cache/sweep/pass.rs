@@ -1,8 +1,10 @@
 //! One pass over a Redis, in slices: it pauses as long as each slice took.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use redis::RedisResult;
 use tokio::time::{Instant, sleep};
 
 use super::super::Cache;
@@ -11,15 +13,21 @@ use super::super::connection::{Error, Kind};
 use super::super::exchange::{Replies, exchange};
 use super::super::formula::Fill;
 use super::super::gap::Keys;
-use super::super::masters::{self, Masters};
+use super::super::masters::{self, Layout, Masters, Share};
 use super::super::pattern::{Matcher, Pattern, common_glob};
 use super::super::reach::Way;
+use super::super::slots::{SLOTS, slot_of};
 use super::super::step::{Action, Step};
 
 /// Keys that Redis looks at per SCAN: calls of about a millisecond.
 const COUNT: usize = 500;
 /// The longest pause between two slices.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// So many keys of a slot are listed at once, which takes Redis some milliseconds.
+const LISTED: usize = 10_000;
+/// A master is asked what it has no more often than this: the answer has a line for each node. A slot does not leave, reach another
+/// master and come back in that time.
+const ASK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How a sweep goes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,7 +56,7 @@ pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) ->
     }
     let own = cache.steps.iter().filter(|step| step.names_tags());
     let own = own.filter_map(|step| Some((step, Pattern::of_formula(&step.key)?))).collect();
-    let mut pass = Pass { cache, own, masters: masters::open(cache, None).await?, pace, swept: 0 };
+    let mut pass = Pass { cache, own, masters: masters::open(cache, None).await?, pace, swept: 0, lists: true };
     let tags: Vec<&Vec<u8>> = tags.iter().collect();
     for slice in tags.chunks(COUNT) {
         let draw = Draw::new(cache);
@@ -58,24 +66,39 @@ pub async fn sweep(cache: &Cache, Keys { patterns, tags }: &Keys, pace: Pace) ->
         return Ok(pass.swept);
     }
     let (matcher, glob) = (Matcher::new(&patterns), common_glob(&patterns));
-    // A key that moves to another master while both are looked at may be seen on neither. As long as the slots lie and move as they do it
-    // goes one way: what a first pass missed has arrived before a second begins.
-    let mut last = None;
-    loop {
-        let before = pass.layout().await?;
-        pass.everywhere(&glob, &matcher).await?;
-        let after = pass.layout().await?;
-        let same = before == after;
-        if same && (!after.is_moving || last.as_ref() == Some(&after)) {
-            break;
-        }
-        last = same.then_some(after);
-        pass.masters = masters::open(cache, None).await?;
-    }
+    pass.everywhere(&Search { glob: &glob, matcher: &matcher }).await?;
     let nobody = Draw::new(cache).fill(b"");
     let clear = cache.reach.clear.iter().filter_map(|step| act(&step.action, step.key.render(&nobody), &nobody));
     pass.send(clear.collect(), 0).await?;
     Ok(pass.swept)
+}
+
+/// What a sweep looks for.
+struct Search<'a> {
+    /// For all of it, and more.
+    glob: &'a [u8],
+    matcher: &'a Matcher<'a>,
+}
+
+/// A look at some slots of one master.
+struct Look<'a> {
+    share: &'a Share,
+    /// Those of its slots that were otherwise than when the round began.
+    changed: BTreeSet<u16>,
+    /// When it was asked last.
+    asked: Option<Instant>,
+}
+
+impl Look<'_> {
+    /// Asks the master what it has. Around each slice, or a slot could leave it and come back unseen.
+    async fn ask(&mut self, masters: &mut Masters) -> RedisResult<()> {
+        let is_due = self.asked.is_none_or(|asked| asked.elapsed() >= ASK_INTERVAL);
+        if masters.is_cluster() && is_due {
+            self.changed.extend(self.share.changed(&masters.share(self.share.node).await?));
+            self.asked = Some(Instant::now());
+        }
+        Ok(())
+    }
 }
 
 /// A field of a hash, and its value.
@@ -89,55 +112,167 @@ struct Pass<'a> {
     masters: Masters,
     pace: Pace,
     swept: u64,
+    /// May a master be asked for the keys of a slot?
+    lists: bool,
 }
 
 impl Pass<'_> {
-    async fn layout(&mut self) -> Result<masters::Layout, Error> {
+    async fn layout(&mut self) -> Result<Layout, Error> {
         self.masters.layout().await.map_err(|error| Error::new(self.cache, &error))
     }
 
-    /// Every way, on every master.
-    async fn everywhere(&mut self, glob: &[u8], matcher: &Matcher<'_>) -> Result<(), Error> {
+    /// Every way, for every slot: what moved under a round is looked at again, and nothing else.
+    async fn everywhere(&mut self, search: &Search<'_>) -> Result<(), Error> {
         let cache = self.cache;
-        for way in &cache.reach.ways {
-            if let Way::Index { hash, entry } = way {
-                self.index(hash, entry, matcher).await?;
-            }
-        }
-        if cache.reach.ways.iter().all(|way| matches!(way, Way::Index { .. })) {
-            return Ok(());
-        }
-        for master in 0..self.masters.count() {
-            self.keys(master, glob, matcher).await?;
-        }
-        Ok(())
-    }
-
-    /// SCAN, for keys that match.
-    async fn keys(&mut self, master: usize, glob: &[u8], matcher: &Matcher<'_>) -> Result<(), Error> {
-        let mut cursor = 0_u64;
+        let scans = cache.reach.ways.iter().any(|way| !matches!(way, Way::Index { .. }));
+        let all = || if scans { (0..SLOTS).collect() } else { BTreeSet::new() };
+        let (mut owed, mut indices, mut before): (BTreeSet<u16>, _, _) = (all(), true, self.layout().await?);
         loop {
             let begin = Instant::now();
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(glob).arg("COUNT").arg(COUNT);
-            let scanned = self.masters.ask(master, &scan).await;
-            let (next, keys): (u64, Vec<Vec<u8>>) = scanned.map_err(|error| Error::new(self.cache, &error))?;
-            // No pattern ever touches the markers.
-            let owed = |key: &&Vec<u8>| !key.starts_with(b"waltag:") && matcher.matches(key);
-            let (before, draw, mut commands) = (self.swept, Draw::new(self.cache), Vec::new());
-            let mut found = 0;
-            for key in keys.iter().filter(owed) {
-                let more = self.on_found(key, draw);
-                found += usize::from(!more.is_empty());
-                commands.extend(more);
+            for way in &cache.reach.ways {
+                if let (Way::Index { hash, entry }, true) = (way, indices) {
+                    self.index(hash, entry, search.matcher).await?;
+                }
             }
-            self.send(commands, found).await?;
+            let mut unsteady = BTreeSet::new();
+            for (share, slots) in before.looks(&owed) {
+                unsteady.extend(self.look(share, &slots, search).await?);
+            }
+            let now = self.layout().await?;
+            (owed, indices) = match now.has_replaced(&before) {
+                // What the one before was told may be lost, of records anywhere.
+                true => (all(), true),
+                false => (before.still_owed(&now, &owed, &unsteady), false),
+            };
+            if owed.is_empty() && !indices {
+                return Ok(());
+            }
+            tracing::debug!(cache = cache.name, slots = owed.len(), "slots of the Cluster moved under a sweep");
+            before = now;
+            sleep(self.pace.pause(begin.elapsed(), 0)).await;
+        }
+    }
+
+    /// Looks at slots of one master; which of them were not all the time as it says that it has them.
+    async fn look(
+        &mut self,
+        share: &Share,
+        slots: &BTreeSet<u16>,
+        search: &Search<'_>,
+    ) -> Result<BTreeSet<u16>, Error> {
+        let mut look = Look { share, changed: BTreeSet::new(), asked: None };
+        // Most of it is faster done as a whole, and what does not match never leaves the server.
+        let left = match self.lists && 2 * slots.len() < share.count() {
+            true => Cow::Owned(self.listed(&mut look, slots, search).await?),
+            false => Cow::Borrowed(slots),
+        };
+        if !left.is_empty() {
+            self.scanned(&mut look, &left, search).await?;
+        }
+        look.asked = None;
+        self.ask(&mut look).await?;
+        Ok(look.changed.intersection(slots).copied().collect())
+    }
+
+    async fn ask(&mut self, look: &mut Look<'_>) -> Result<(), Error> {
+        look.ask(&mut self.masters).await.map_err(|error| Error::new(self.cache, &error))
+    }
+
+    /// SCAN, for keys of these slots that match.
+    async fn scanned(&mut self, look: &mut Look<'_>, slots: &BTreeSet<u16>, search: &Search<'_>) -> Result<(), Error> {
+        let mut cursor = 0_u64;
+        loop {
+            self.ask(look).await?;
+            let begin = Instant::now();
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg(search.glob).arg("COUNT").arg(COUNT);
+            let scanned = self.masters.ask(look.share.node, &scan).await;
+            let (next, mut keys): (u64, Vec<Vec<u8>>) = scanned.map_err(|error| Error::new(self.cache, &error))?;
+            // Of one server or a whole master every key is looked for.
+            if slots.len() < look.share.count() {
+                keys.retain(|key| slots.contains(&slot_of(key)));
+            }
+            let before = self.swept;
+            self.found(&keys, search).await?;
             if next == 0 {
                 return Ok(());
             }
             cursor = next;
+            self.ask(look).await?;
             sleep(self.pace.pause(begin.elapsed(), self.swept - before)).await;
         }
+    }
+
+    /// The keys of some slots, as the master lists them; which slots have too many for that. Where it may not be asked for them, all.
+    async fn listed(
+        &mut self,
+        look: &mut Look<'_>,
+        slots: &BTreeSet<u16>,
+        search: &Search<'_>,
+    ) -> Result<BTreeSet<u16>, Error> {
+        let (node, mut left, slots) = (look.share.node, BTreeSet::new(), slots.iter().copied().collect::<Vec<_>>());
+        for chunk in slots.chunks(COUNT) {
+            self.ask(look).await?;
+            let counted = self.masters.count_in(node, chunk).await;
+            let Some(counts) = self.if_allowed(counted)? else { return Ok(slots.into_iter().collect()) };
+            let (few, many): (Vec<_>, Vec<_>) = chunk.iter().zip(counts).partition(|(_, count)| *count <= LISTED);
+            left.extend(many.into_iter().map(|(slot, _)| *slot));
+            let mut few = few.into_iter().filter(|(_, count)| *count > 0).peekable();
+            while few.peek().is_some() {
+                let (begin, before) = (Instant::now(), self.swept);
+                let (mut slice, mut sum) = (Vec::new(), 0);
+                while sum < COUNT
+                    && let Some((slot, count)) = few.next()
+                {
+                    slice.push(*slot);
+                    sum += count;
+                }
+                // New ones could push old ones out of a list that ends where they were counted.
+                let listed = self.masters.keys_in(node, &slice, LISTED + 1).await;
+                let Some(lists) = self.if_allowed(listed)? else { return Ok(slots.into_iter().collect()) };
+                for (slot, keys) in slice.iter().zip(lists) {
+                    if keys.len() > LISTED {
+                        left.insert(*slot);
+                    }
+                    for keys in keys.chunks(COUNT) {
+                        self.found(keys, search).await?;
+                    }
+                }
+                self.ask(look).await?;
+                sleep(self.pace.pause(begin.elapsed(), self.swept - before)).await;
+            }
+        }
+        Ok(left)
+    }
+
+    /// What was asked for, unless the ACL withholds it or a proxy does not know it: then it is not asked for again.
+    fn if_allowed<T>(&mut self, answer: RedisResult<T>) -> Result<Option<T>, Error> {
+        match answer {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => {
+                tracing::info!(
+                    cache = self.cache.name,
+                    "Redis does not list the keys of a slot ({}): where slots of the Cluster moved a sweep looks through all keys again",
+                    error.code().unwrap_or_default()
+                );
+                self.lists = false;
+                Ok(None)
+            }
+            Err(error) => Err(Error::new(self.cache, &error)),
+        }
+    }
+
+    /// Makes stale what matches of some keys.
+    async fn found(&mut self, keys: &[Vec<u8>], search: &Search<'_>) -> Result<(), Error> {
+        // No pattern ever touches the markers.
+        let owed = |key: &&Vec<u8>| !key.starts_with(b"waltag:") && search.matcher.matches(key);
+        let (draw, mut commands, mut found) = (Draw::new(self.cache), Vec::new(), 0);
+        for key in keys.iter().filter(owed) {
+            let more = self.on_found(key, draw);
+            found += usize::from(!more.is_empty());
+            commands.extend(more);
+        }
+        self.send(commands, found).await
     }
 
     /// HSCAN, for records one of whose tags matches.
@@ -199,16 +334,22 @@ impl Pass<'_> {
             return Ok(());
         }
         let mut replies = Replies::default();
+        let commands = commands.into_iter().map(|command| (0, command)).collect();
         exchange(self.cache, &mut self.masters, Vec::new(), commands, &mut replies).await?;
-        if let Some(futile) = replies.futile {
-            tracing::error!(
-                cache = self.cache.name,
-                commands = futile.0,
-                "{}; passed over by a sweep",
-                futile.1.sentence
-            );
+        replies.all_answered()?;
+        match replies.refusal {
+            // The ACL is mended some day, and the sweep done again; a key that refuses its command is not, and a sweep that never ends would make all others
+            // stale all the time.
+            Some(refusal) if refusal.kind == Kind::Forbidden => return Err(*refusal),
+            Some(refusal) => self.tell(1, &refusal),
+            None => {}
         }
+        replies.futile.iter().for_each(|futile| self.tell(futile.0, &futile.1));
         Ok(())
+    }
+
+    fn tell(&self, commands: u64, error: &Error) {
+        tracing::error!(cache = self.cache.name, commands, "{}; passed over by a sweep", error.sentence);
     }
 
     /// What is done to a key that was found.
