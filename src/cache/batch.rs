@@ -26,6 +26,12 @@ impl Batch {
         self.floor = Some(self.floor.map_or(floor, |own| own.min(floor)));
     }
 
+    /// Takes in one tag of a transaction after `floor`.
+    pub fn insert(&mut self, tag: &[u8], floor: Lsn) {
+        self.tags.insert(tag);
+        self.floor = Some(self.floor.map_or(floor, |own| own.min(floor)));
+    }
+
     /// Without its tags, and with its memory if that is little: what a busy moment took must not be kept for ever.
     #[must_use]
     pub fn emptied(self) -> Batch {

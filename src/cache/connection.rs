@@ -25,7 +25,12 @@ pub enum Kind {
     Away,
     /// Wrong user or password, or a missing permission.
     Refused,
-    /// This command will never work on this key: count it and go on.
+    /// The ACL withholds this key: the others go on, and its tag is owed until it is taken.
+    Forbidden,
+    /// Redis refuses this command for this key: the same.
+    Key,
+    /// There is something else under this key than the client library would write. It can read no record by it either, so nothing is left
+    /// valid: count it and go on.
     Futile,
 }
 
@@ -39,9 +44,13 @@ impl Error {
                 (Kind::Refused, format!("Redis refuses the user or password ({said}); correct the cache's `url`"))
             }
             // Of the command itself they say `run the '...' command`.
-            (_, "NOPERM" | "ERR") if KEY_REFUSED.iter().any(|words| said.contains(words)) => (Kind::Futile, said),
+            (_, "NOPERM" | "ERR") if KEY_REFUSED.iter().any(|words| said.contains(words)) => {
+                (Kind::Forbidden, format!("{said}; the ACL user needs ~ patterns for the cache's keys"))
+            }
             (_, "NOPERM") => (Kind::Refused, format!("{said}; the ACL user needs {PERMISSIONS}")),
-            (_, "WRONGTYPE" | "CROSSSLOT") => (Kind::Futile, said),
+            (_, "WRONGTYPE") => (Kind::Futile, said),
+            (_, "ERR") if said.contains("WRONGTYPE") => (Kind::Futile, said),
+            (_, "CROSSSLOT") => (Kind::Key, said),
             // A command within a script: each version wraps it in its own way, 6.2 the error itself.
             (_, "ERR") if said.contains("ACL failure in script") || said.contains("can't run this command") => {
                 (Kind::Refused, format!("{said}; the ACL user needs {PERMISSIONS}"))
@@ -53,7 +62,7 @@ impl Error {
             (_, "ERR") if said.contains("unknown command") => {
                 (Kind::Refused, format!("{said}; Redis 6.2 or later is needed, with {PERMISSIONS}"))
             }
-            (_, "ERR") => (Kind::Futile, said),
+            (_, "ERR") => (Kind::Key, said),
             (_, "FOREIGN") => {
                 let sentence = format!(
                     "{said}: a serializer or compression of phpredis writes members that waltag cannot read; store this cache's tags without it"
@@ -105,7 +114,7 @@ fn certificate(said: &str) -> String {
 }
 
 /// ACL rules that the daemon needs for the dialects it speaks.
-pub const PERMISSIONS: &str = "+hello +auth +ping +select +hmget +hset +hdel +time +eval +evalsha +script|load +unlink +set +scan on its keys and ~waltag:*; dialects with times, counters, sets or a bus also +get +hget +hrandfield +hscan +pttl +pexpire +incr +smembers +sscan +zscan +srem +zrem +publish and &its channels; a Cluster also +cluster|slots +cluster|nodes +asking; for wait_replicas also +wait; where Redis evicts keys +info, or an evicted marker is taken for a loss";
+pub const PERMISSIONS: &str = "+hello +auth +ping +select +hmget +hset +hdel +time +eval +evalsha +script|load +unlink +set +scan on its keys and ~waltag:*; dialects with times, counters, sets or a bus also +get +hget +hrandfield +hscan +pttl +pexpire +incr +smembers +sscan +zscan +srem +zrem +publish and &its channels; a Cluster also +cluster|slots +cluster|nodes +cluster|countkeysinslot +cluster|getkeysinslot +asking; for wait_replicas also +wait; where Redis evicts keys +info, or an evicted marker is taken for a loss";
 
 /// What a key is refused with: Redis up to 7.0, and 7.2 and Valkey, also within a script.
 const KEY_REFUSED: [&str; 2] = ["one of the keys", "access a key"];
@@ -148,12 +157,19 @@ mod tests {
             Kind::Refused
         );
         assert_eq!(kind(&wrapped("WRONGTYPE")), Kind::Futile);
+        assert_eq!(kind("WRONGTYPE Operation against a key"), Kind::Futile);
+        // What is not stale must not be called done.
+        for said in
+            ["ERR value is not an integer or out of range", "CROSSSLOT Keys in request don't hash", "ERR something new"]
+        {
+            assert_eq!(kind(said), Kind::Key, "{said}");
+        }
         for said in [
             "NOPERM this user has no permissions to access one of the keys used as arguments",
             "NOPERM No permissions to access a key",
             "ERR ACL failure in script: No permissions to access a key",
         ] {
-            assert_eq!(kind(said), Kind::Futile, "{said}");
+            assert_eq!(kind(said), Kind::Forbidden, "{said}");
         }
         assert_eq!(kind("NOPERM User w has no permissions to run the 'unlink' command"), Kind::Refused);
         assert_eq!(kind("NOSCRIPT No matching script."), Kind::Away);

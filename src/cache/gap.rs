@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::pattern::Pattern;
+use crate::source::lsn::Lsn;
 
 /// A reason for a resync.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +57,40 @@ impl Gap {
     pub fn new(code: &'static str, sentence: impl Into<String>) -> Gap {
         Gap { code, sentence: sentence.into(), scope: Scope::everything() }
     }
+
+    /// The server has crashed: it forgets commits of `synchronous_commit = off` that readers saw.
+    pub fn crash() -> Gap {
+        Gap::new("crash", "PostgreSQL has crashed")
+    }
+
+    /// The server's log ends before what is known of it: its data directory was put back to an older copy.
+    pub fn rewound(known: Lsn, end: Lsn) -> Gap {
+        Gap::new(
+            REWOUND,
+            format!("PostgreSQL's log ends at {end}, and was at {known} before: an older copy was put back"),
+        )
+    }
+
+    /// An outbox stands before what it had written down.
+    pub fn taken_back(known: Lsn, stands: Lsn) -> Gap {
+        let there = format!("the outbox stands at {stands}, and was at {known} before");
+        Gap::new(REWOUND, format!("{there}: an older copy of the database was put back"))
+    }
+
+    /// The server's log was written anew past what is known of it.
+    pub fn another_history(known: impl std::fmt::Display) -> Gap {
+        let sentence =
+            format!("PostgreSQL's log does not have the commit {known} any more: an older copy was put back");
+        Gap::new(REWOUND, sentence)
+    }
 }
+
+/// Code of a table that was replaced, rewritten or published anew.
+pub const CATALOG: &str = "catalog";
+/// Code of templates that are new, or whose table is published only now.
+pub const RULES: &str = "rules";
+/// Code of a history that is not the one that was known.
+pub const REWOUND: &str = "rewound";
 
 impl std::fmt::Display for Gap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -6,12 +6,14 @@
 
 mod away;
 mod missed;
+mod refused;
 mod state;
 #[cfg(test)]
 mod tests;
 mod unproven;
 mod work;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -22,21 +24,22 @@ use tokio::time::Instant;
 use super::Cache;
 use super::batch::Batch;
 use super::connection::Error;
-use super::coverage::Coverage;
-use super::flight::Outcome;
+use super::coverage::{Coverage, Truncated};
+use super::flight::{Lives, Outcome};
 use super::followers::Followers;
 use super::gap::{Gap, Scope};
-use super::life::Life;
-use super::marker::{Marker, Progress};
+use super::marker::{Found, Marker, Progress, Witness};
 use super::masters::Masters;
 use super::pattern::Pattern;
 use super::repeats::Repeats;
 use super::sweep::{Passed, Sweeps};
 use crate::backoff::Backoff;
+use crate::flow::history::Commit;
 use crate::source::clock::Timestamp;
 use crate::source::lsn::Lsn;
 use crate::source::visibility::Snapshot;
 use crate::tags::Tags;
+use refused::Refused;
 use unproven::Unproven;
 
 /// The marker is written at least this often while the stream runs.
@@ -50,7 +53,17 @@ pub struct Lane {
     cache: Cache,
     marker: Marker,
     connection: Option<Masters>,
-    work: Option<Pin<Box<dyn Future<Output = Outcome>>>>,
+    work: Option<Work>,
+    /// Masters of a Cluster that do not answer: what is for them waits apart, ...
+    aside: BTreeSet<usize>,
+    set_aside: Batch,
+    /// (more than may be kept: everything that the rules reach stands for what came behind this position) ...
+    aside_overflow: Option<Lsn>,
+    /// ... until all of them answer a new connection, which is made beside the batches for the others.
+    renewal: Option<Work>,
+    renewed: Option<Box<(Masters, Found)>>,
+    /// Tags that Redis refuses to touch.
+    refused: Refused,
     next: Batch,
     /// A cleared batch whose memory is used again.
     spare: Batch,
@@ -75,14 +88,29 @@ pub struct Lane {
     attempted: bool,
     /// The work is only the sleep until the next marker, this long.
     asleep: Option<Instant>,
-    /// No stream: the marker must not be kept alive against a daemon that has taken over the slot.
-    paused: bool,
+    source: SourceState,
+    /// What is known of the source's history, ...
+    witness: Witness,
+    /// ... what of it the marker says, ...
+    told_kept: Option<Lsn>,
+    /// ... and the commit that the marker knew and this stream has still to bring.
+    expected: Option<Commit>,
+    /// The last commit that the marker knew, as long as no later one has arrived.
+    known: Option<Commit>,
+    /// What the rules covered by the marker that another daemon has left: it, and not what is remembered, tells what is new.
+    inherited: Option<String>,
+    /// The marker was read since the stream began. Before, nobody knows whether another daemon has seen to what a catalog shows: what the rules
+    /// covered then is kept, with the relations that were emptied.
+    has_read: bool,
+    uncompared: Option<(Coverage, Truncated)>,
     /// Redis was full at the last marker.
     full: bool,
     /// Too few replicas of Redis have what was sent: since when, and how many have it.
     behind: Option<(Instant, u8)>,
     /// Bytes that may wait while others have room; `None` for the only lane, which makes the reader stop instead.
     share: Option<usize>,
+    /// Bytes of tags that Redis does not take: they must not keep others from coming.
+    bound: usize,
     away_since: Option<Instant>,
     /// Since when more waits than that.
     over_since: Option<Instant>,
@@ -111,6 +139,20 @@ pub struct Lane {
     told_edition: Option<u64>,
 }
 
+/// Work that is under way.
+type Work = Pin<Box<dyn Future<Output = Outcome>>>;
+
+/// What brings the changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SourceState {
+    /// A stream runs.
+    Running,
+    /// There is none: the marker must not be kept alive against a daemon that has taken over the slot, and to connect is to claim.
+    Broken,
+    /// There is none, and no slot that another daemon could have.
+    Blind,
+}
+
 /// Does this cache count?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attachment {
@@ -126,16 +168,18 @@ struct Flight {
     floor: Option<Lsn>,
     size: usize,
     marker: Option<Progress>,
-    /// The batch is a repeat of this queue.
-    repeat: Option<usize>,
-    /// It is for the readers of standbys.
-    followers: bool,
+    /// The delays changed meanwhile: what is repeated belongs to queues that may be gone.
+    delays_changed: bool,
+    /// Some of it was refused before.
+    retries: bool,
+    /// What the marker says of the outbox.
+    kept: Option<Lsn>,
     /// The marker says what the rules cover.
     edition: Option<u64>,
-    /// Slots of a Cluster were not where they were thought to be.
+    /// Slots of a Cluster were not where they were thought to be, or a master did not answer.
     redirected: bool,
-    /// What Redis had evicted before the marker was written.
-    lives: Vec<Option<Life>>,
+    /// Which Redis it was.
+    lives: Lives,
 }
 
 /// What the daemon should know.
@@ -157,8 +201,12 @@ pub enum Event {
     Full,
     /// Fewer replicas of Redis than `wait_replicas` have what was sent.
     Behind(u8),
-    /// Commands that will never work were counted and passed over.
+    /// Commands were counted and passed over.
     Futile(u64, Error),
+    /// Redis refuses so many tags; they are owed.
+    Withheld(usize, Error),
+    /// A master of a Cluster does not answer: its keys wait.
+    Lost(Error),
     /// Changes may have been missed: everything that the rules can reach goes stale.
     Resync(Gap),
     /// A sweep is complete: keys that it touched, and what it was.
@@ -177,6 +225,13 @@ impl Lane {
             marker,
             connection: None,
             work: Some(Box::pin(async { Outcome::Rested })),
+            aside: BTreeSet::new(),
+            set_aside: Batch::default(),
+            aside_overflow: None,
+            bound: share / 2,
+            renewal: None,
+            renewed: None,
+            refused: Refused::default(),
             next: Batch::default(),
             spare: Batch::default(),
             in_flight: Flight::default(),
@@ -194,7 +249,14 @@ impl Lane {
             backoff: Backoff::default(),
             attempted: false,
             asleep: None,
-            paused: false,
+            source: SourceState::Running,
+            witness: Witness::default(),
+            told_kept: None,
+            expected: None,
+            known: None,
+            inherited: None,
+            has_read: false,
+            uncompared: None,
             full: false,
             behind: None,
             share: (!alone).then_some(share),
@@ -218,8 +280,8 @@ impl Lane {
     /// The same Redis under the same options: what [`Cache::is_same`] lets differ may be new.
     pub fn set_cache(&mut self, cache: Cache, share: usize, alone: bool) {
         self.share = (!alone).then_some(share);
-        // A pass that is under way belongs to a queue that may be gone.
-        self.in_flight.repeat = None;
+        self.bound = share / 2;
+        self.in_flight.delays_changed |= self.cache.repeat != cache.repeat;
         self.repeats.set_delays(&cache.repeat);
         if cache.wait_replicas == 0 {
             self.behind = None;
@@ -235,6 +297,16 @@ impl Lane {
     /// Does a resync wait for a snapshot?
     pub fn needs_snapshot(&self) -> bool {
         self.sweeps.needs_snapshot()
+    }
+
+    /// Does it wait to hear which of the running transactions is the newest?
+    pub fn needs_newest(&self) -> bool {
+        self.sweeps.needs_newest()
+    }
+
+    /// Must the stream be opened anew before a resync goes on?
+    pub fn wants_reopening(&self) -> bool {
+        self.sweeps.wants_reopening()
     }
 
     /// Its cache.
@@ -256,17 +328,21 @@ impl Lane {
 
     /// Everything up to `position` was handed over, and in the log up to `end`; what is still owed lowers it. Never goes
     /// back: what was done stays done, unless a connection ended before a marker had proven it.
-    pub fn advance(&mut self, position: Lsn, end: Lsn) {
-        self.paused = false;
+    pub fn advance(&mut self, position: Lsn, end: Lsn, witness: Witness) {
+        self.source = SourceState::Running;
         self.end = self.end.max(end);
+        self.witness = Witness { log: self.witness.log.max(witness.log).max(self.end), ..witness };
+        self.marker.has_grown(self.witness.log);
         self.position = self.position.max(position);
         if self.attachment == Attachment::Detached {
             return;
         }
-        let first = [self.next.floor, self.in_flight.floor, self.sweeps.floor()];
-        let first = first.into_iter().flatten().fold(position, Lsn::min);
+        let apart = self.set_aside.floor.into_iter().chain(self.aside_overflow).min();
+        let waiting = [self.next.floor, self.in_flight.floor, apart, self.refused.floor()];
+        let first = waiting.into_iter().chain([self.sweeps.floor()]).flatten().fold(position, Lsn::min);
         let doubted = self.doubts.as_ref().map(|(_, _, floor)| *floor);
-        let done = [self.repeats.floor(), self.sweeps.last_floor(), self.followers.floor(), doubted]
+        let expected = self.expected.map(|_| self.confirmed);
+        let done = [self.repeats.floor(), self.sweeps.last_floor(), self.followers.floor(), doubted, expected]
             .into_iter()
             .flatten()
             .fold(first, Lsn::min);
@@ -274,9 +350,19 @@ impl Lane {
         self.progress = Some(Progress { done: before.done.max(done), first: before.first.max(first) });
     }
 
+    /// The end of the server's log as far as it is known here.
+    pub fn log(&self) -> Lsn {
+        self.witness.log.max(self.end)
+    }
+
     /// The stream broke: what is owed is still sent, but the marker is not refreshed until [`Lane::advance`].
     pub fn pause(&mut self) {
-        self.paused = true;
+        self.source = SourceState::Broken;
+    }
+
+    /// There is no slot, so nobody else can have it: a Redis that went away is connected to again, because what is missed goes stale in it.
+    pub fn go_blind(&mut self) {
+        self.source = SourceState::Blind;
     }
 
     /// Works on; ready when there is something to tell.
@@ -305,6 +391,12 @@ impl Lane {
                     }
                     Err(error) => self.sweep_failed(error),
                 });
+            }
+            if let Some(renewal) = &mut self.renewal
+                && let Poll::Ready(outcome) = renewal.as_mut().poll(context)
+            {
+                self.renewal = self.take_renewal(outcome);
+                continue;
             }
             if self.work.is_none() {
                 self.work = Some(self.start());

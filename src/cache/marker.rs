@@ -18,6 +18,8 @@ use super::command::Command;
 use super::coverage::Coverage;
 use super::gap::Gap;
 use super::life::Life;
+use crate::flow::history::Commit;
+use crate::source::has_survived;
 use crate::source::lsn::Lsn;
 use found::witness_key;
 pub use found::{Found, read};
@@ -46,8 +48,21 @@ const FORMAT: &str = "1";
 pub struct Origin {
     /// IDENTIFY_SYSTEM's timeline.
     pub timeline: String,
-    /// `pg_stat_bgwriter.stats_reset`: it stays over a clean restart and changes over a crash.
+    /// [`crate::source::CRASH_MARKS`]: they stay over a clean restart, and all change over a crash.
     pub crash: String,
+    /// The end of its log when it was opened: what knows of more knows another history.
+    pub log: Lsn,
+}
+
+/// What a marker remembers of the source's history, so that another one is noticed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Witness {
+    /// The server's log was at least this long.
+    pub log: Lsn,
+    /// The last commit that the stream brought.
+    pub commit: Option<Commit>,
+    /// The position that an outbox has written down.
+    pub kept: Option<Lsn>,
 }
 
 /// How far one cache is.
@@ -123,6 +138,11 @@ impl Marker {
         self.changed(&before.timeline, &before.crash)
     }
 
+    /// The server's log is at least this long by now: a cache that comes later may know of it.
+    pub fn has_grown(&mut self, log: Lsn) {
+        self.origin.log = self.origin.log.max(log);
+    }
+
     /// Its key.
     pub fn key(&self) -> &str {
         &self.key
@@ -137,6 +157,14 @@ impl Marker {
     pub fn evictable(&self) -> Vec<String> {
         let may_ask = self.places.iter().all(|place| place.life.is_some());
         self.places.iter().filter(|_| may_ask).map(|place| place.key.clone()).collect()
+    }
+
+    /// Is one of these another life than the one where its marker was found? Then what was acknowledged there may be lost here.
+    pub fn is_elsewhere(&self, lives: &[Option<Life>]) -> bool {
+        let other = |(place, now): (&Place, &Option<Life>)| {
+            place.life.as_ref().zip(now.as_ref()).is_some_and(|(before, now)| !now.is_life_of(before))
+        };
+        self.places.iter().zip(lives).any(other)
     }
 
     /// What their Redis has evicted up to now.
@@ -157,16 +185,22 @@ impl Marker {
     }
 
     /// Takes what [`read`] has found: does it prove that changes may have been missed, and why? `confirmed` is where
-    /// the slot starts. A position is confirmed only after the marker said so; a marker behind it has lost writes, or, if the slot
+    /// the slot starts; `coverage` what the rules cover, where that can be compared already. A position is confirmed only after the marker said so; a marker behind it has lost writes, or, if the slot
     /// has `jumped`, somebody else moved it.
-    pub fn found(&mut self, mut found: Found, confirmed: Lsn, coverage: &Coverage, jumped: bool) -> Option<Gap> {
+    pub fn found(
+        &mut self,
+        mut found: Found,
+        confirmed: Lsn,
+        coverage: Option<&Coverage>,
+        jumped: bool,
+    ) -> Option<Gap> {
         let witnesses = std::mem::take(&mut found.witnesses).into_iter().map(|(slot, found)| (Some(slot), found));
         let mut first = None;
         let mut places = Vec::new();
         for (slot, found) in witnesses.chain([(None, found)]) {
             let place = self.places.iter().find(|place| place.slot == slot);
             // What the rules covered stands in the marker alone.
-            let coverage = slot.is_none().then_some(coverage);
+            let coverage = coverage.filter(|_| slot.is_none());
             let gap = match place.filter(|_| self.claimed && !jumped) {
                 Some(place) => self.loss(&found, place, confirmed, coverage),
                 None => self.gap(&found, confirmed, coverage),
@@ -183,6 +217,11 @@ impl Marker {
         first
     }
 
+    /// Has another daemon written since this process did?
+    pub fn is_inherited(&self, found: &Found) -> bool {
+        self.claimed && found.owner.as_ref().is_some_and(|owner| *owner != self.owner)
+    }
+
     /// Did this process write what stands there?
     pub fn is_own(&self) -> bool {
         self.claimed && self.places.iter().all(|place| place.held.owner == self.owner)
@@ -193,13 +232,24 @@ impl Marker {
         let done = found.done.as_deref().and_then(|text| text.parse::<Lsn>().ok());
         let done = done.filter(|_| found.format.as_deref() == Some(FORMAT));
         let Some(done) = done else { return Some(Gap::new("no_marker", "this Redis has no marker")) };
+        let changed =
+            self.changed(found.timeline.as_deref().unwrap_or_default(), found.crash.as_deref().unwrap_or_default());
+        // A standby that was promoted may be behind as well.
+        if let Some(gap) = changed {
+            return Some(gap);
+        }
+        let known = |text: &Option<String>| text.as_ref().and_then(|text| text.parse::<Lsn>().ok()).unwrap_or_default();
+        if known(&found.log) > self.origin.log {
+            return Some(Gap::rewound(known(&found.log), self.origin.log));
+        }
+        if known(&found.kept) > confirmed {
+            return Some(Gap::taken_back(known(&found.kept), confirmed));
+        }
         if done < confirmed {
             let sentence = format!("the marker stands at {done}, before the slot's {confirmed}");
             return Some(Gap::new("behind", sentence));
         }
-        let changed =
-            self.changed(found.timeline.as_deref().unwrap_or_default(), found.crash.as_deref().unwrap_or_default());
-        changed.or_else(|| coverage?.beyond(found.rules.as_deref().unwrap_or_default()))
+        coverage?.beyond(found.rules.as_deref().unwrap_or_default())
     }
 
     /// While running: is it as we left it, unless Redis has evicted it?
@@ -224,7 +274,7 @@ impl Marker {
             let sentence = format!("PostgreSQL went from timeline {timeline} to {}", self.origin.timeline);
             return Some(Gap::new("timeline", sentence));
         }
-        (crash != self.origin.crash).then(|| Gap::new("crash", "PostgreSQL has crashed"))
+        (!has_survived(crash, &self.origin.crash)).then(Gap::crash)
     }
 
     /// Writes of the marker and its witnesses; without progress they only claim, and with `forget` they take back what they told before.
@@ -236,6 +286,7 @@ impl Marker {
         forget: bool,
         rules: Option<&str>,
         behind: Option<bool>,
+        witness: &Witness,
     ) -> Vec<Command> {
         let write = |place: &Place| {
             let mut fields: Vec<(&str, String)> = vec![
@@ -244,7 +295,11 @@ impl Marker {
                 ("seq", self.next().to_string()),
                 ("timeline", self.origin.timeline.clone()),
                 ("crash", self.origin.crash.clone()),
+                ("log", witness.log.to_string()),
             ];
+            // Nothing of another history stays.
+            fields.push(("commit", witness.commit.map(|commit| commit.to_string()).unwrap_or_default()));
+            fields.extend(witness.kept.map(|position| ("kept", position.to_string())));
             if let Some(Progress { first, done }) = progress {
                 fields.extend([("lsn", first.to_string()), ("done", done.to_string())]);
             }

@@ -20,7 +20,7 @@ use crate::tags::Tags;
 /// Batches acknowledged within this are repeated together: thousands of small ones a second become twenty.
 const GRAIN: Duration = Duration::from_millis(50);
 /// Tags of one repeated pass: a first pass that arrives meanwhile waits for no more than this.
-const PORTION: usize = 1_000;
+pub const PORTION: usize = 1_000;
 
 /// Bytes after which a new file is begun: what is no longer owed frees its disk in steps of this.
 const SEGMENT: u64 = 16 << 20;
@@ -31,6 +31,15 @@ pub struct Repeats {
     queues: Vec<VecDeque<Owed>>,
     share: usize,
     spill: Option<Spill>,
+}
+
+/// Tags of passes that are due.
+#[derive(Default)]
+pub struct Taken {
+    /// The tags, in order.
+    pub tags: Tags,
+    /// How many were taken of which queue, one by one: a tag may stand in several.
+    parts: Vec<(usize, usize)>,
 }
 
 /// Tags that are owed another pass.
@@ -105,40 +114,67 @@ impl Repeats {
         self.fronts().map(|(_, due)| due).min()
     }
 
-    /// The next tags of a pass that is due, at most [`PORTION`], with the queue they came from.
-    pub fn take(&mut self, now: Instant) -> io::Result<Option<(usize, Tags)>> {
-        let Some((stage, _)) = self.fronts().find(|(_, due)| *due <= now) else { return Ok(None) };
-        let Some(owed) = self.queues.get_mut(stage).and_then(VecDeque::front_mut) else { return Ok(None) };
-        if let Kept::File { file, offset, length } = &owed.tags {
-            owed.tags = Kept::Memory(read_back(file, *offset, *length)?);
-        }
-        let mut portion = Tags::default();
-        if let Kept::Memory(tags) = &owed.tags {
-            tags.iter().skip(owed.sent).take(PORTION).for_each(|tag| {
-                portion.insert(tag);
-            });
-        }
-        Ok(Some((stage, portion)))
+    /// How late the oldest pass is; nothing while none is due.
+    pub fn overdue(&self, now: Instant) -> Option<Duration> {
+        self.due().and_then(|due| now.checked_duration_since(due))
     }
 
-    /// The last portion of a queue was acknowledged. A finished pass moves on to the next delay; the position before the portion if there is
-    /// none.
-    pub fn done(&mut self, stage: usize, portion: usize) -> Option<Lsn> {
-        let last = stage + 1 == self.queues.len();
-        let owed = self.queues.get_mut(stage).and_then(VecDeque::front_mut)?;
-        owed.sent += portion;
-        let floor = last.then_some(owed.floor);
-        let left = match &owed.tags {
-            Kept::Memory(tags) => tags.len().saturating_sub(owed.sent),
-            Kept::File { .. } => 0,
-        };
-        if left > 0 {
-            return floor;
+    /// The next tags of passes that are due, about `most`. They are owed until [`Repeats::done`].
+    pub fn take(&mut self, now: Instant, most: usize) -> io::Result<Taken> {
+        let mut taken = Taken::default();
+        let mut room = most;
+        // The one that is latest comes first, or the second repeats would wait for all first ones.
+        let mut stages: Vec<(usize, Instant)> = self.fronts().collect();
+        stages.sort_by_key(|(_, due)| *due);
+        for (stage, _) in stages {
+            let (Some(queue), Some(delay)) = (self.queues.get_mut(stage), self.delays.get(stage)) else { continue };
+            for owed in queue.iter_mut().take_while(|owed| owed.acknowledged + *delay <= now) {
+                if room == 0 {
+                    return Ok(taken);
+                }
+                if let Kept::File { file, offset, length } = &owed.tags {
+                    match read_back(file, *offset, *length) {
+                        Ok(tags) => owed.tags = Kept::Memory(tags),
+                        // It is given up when it is the front.
+                        Err(_) if !taken.parts.is_empty() => return Ok(taken),
+                        Err(error) => return Err(error),
+                    }
+                }
+                let Kept::Memory(tags) = &owed.tags else { continue };
+                let count = (tags.len() - owed.sent).min(room);
+                tags.iter().skip(owed.sent).take(count).for_each(|tag| {
+                    taken.tags.insert(tag);
+                });
+                taken.parts.push((stage, count));
+                room -= count;
+            }
         }
-        let finished = self.queues.get_mut(stage).and_then(VecDeque::pop_front);
-        if let (Some(owed), Some(next)) = (finished, self.queues.get_mut(stage + 1)) {
-            next.push_back(Owed { sent: 0, ..owed });
-            self.keep_to_share(stage + 1);
+        Ok(taken)
+    }
+
+    /// What was taken was acknowledged. A finished pass moves on to the next delay; the position before the oldest that had its last one.
+    pub fn done(&mut self, taken: &Taken) -> Option<Lsn> {
+        let last = self.queues.len().checked_sub(1);
+        let mut floor: Option<Lsn> = None;
+        for (stage, count) in &taken.parts {
+            // Other delays came meanwhile.
+            let Some(owed) = self.queues.get_mut(*stage).and_then(VecDeque::front_mut) else { continue };
+            owed.sent += count;
+            if Some(*stage) == last {
+                floor = Some(floor.map_or(owed.floor, |floor| floor.min(owed.floor)));
+            }
+            let left = match &owed.tags {
+                Kept::Memory(tags) => tags.len().saturating_sub(owed.sent),
+                Kept::File { .. } => 0,
+            };
+            if left > 0 {
+                continue;
+            }
+            let finished = self.queues.get_mut(*stage).and_then(VecDeque::pop_front);
+            if let (Some(owed), Some(next)) = (finished, self.queues.get_mut(stage + 1)) {
+                next.push_back(Owed { sent: 0, ..owed });
+                self.keep_to_share(stage + 1);
+            }
         }
         floor
     }
@@ -233,15 +269,16 @@ mod tests {
         assert!(repeats.owe(batch(&["a"], 100)).is_none());
         assert!(repeats.owe(batch(&["b", "a"], 90)).is_some(), "joined: within the same grain");
         assert_eq!((repeats.due(), repeats.floor()), (Some(begin + Duration::from_secs(1)), Some(Lsn(90))));
-        assert!(repeats.take(Instant::now()).unwrap().is_none());
+        let take = |repeats: &mut Repeats| repeats.take(Instant::now(), PORTION).unwrap();
+        assert!(take(&mut repeats).tags.is_empty() && repeats.overdue(Instant::now()).is_none());
         tokio::time::advance(Duration::from_secs(1)).await;
-        let (stage, tags) = repeats.take(Instant::now()).unwrap().unwrap();
-        assert_eq!((stage, texts(&tags)), (0, vec!["a".into(), "b".into()]));
-        repeats.done(stage, tags.len());
+        let taken = take(&mut repeats);
+        assert_eq!(texts(&taken.tags), ["a", "b"]);
+        assert_eq!(repeats.done(&taken), None, "another is owed");
         assert_eq!((repeats.due(), repeats.floor()), (Some(begin + Duration::from_secs(5)), Some(Lsn(90))));
         tokio::time::advance(Duration::from_secs(4)).await;
-        let (stage, tags) = repeats.take(Instant::now()).unwrap().unwrap();
-        repeats.done(stage, tags.len());
+        let taken = take(&mut repeats);
+        assert_eq!(repeats.done(&taken), Some(Lsn(90)));
         assert!(repeats.is_empty() && repeats.floor().is_none());
     }
 
@@ -250,13 +287,14 @@ mod tests {
         let mut repeats = Repeats::new(&[Duration::ZERO], 1 << 20);
         let all: Vec<String> = (0..2_500).map(|number| format!("t:{number}")).collect();
         repeats.owe(batch(&all.iter().map(String::as_str).collect::<Vec<_>>(), 1));
-        let (_, lost) = repeats.take(Instant::now()).unwrap().unwrap();
+        let lost = repeats.take(Instant::now(), PORTION).unwrap();
         let mut seen = Vec::new();
-        while let Some((stage, tags)) = repeats.take(Instant::now()).unwrap() {
-            seen.extend(texts(&tags));
-            repeats.done(stage, tags.len());
+        while !repeats.is_empty() {
+            let taken = repeats.take(Instant::now(), PORTION).unwrap();
+            seen.extend(texts(&taken.tags));
+            repeats.done(&taken);
         }
-        assert_eq!((lost.len(), seen), (PORTION, all));
+        assert_eq!((lost.tags.len(), seen), (PORTION, all));
     }
 
     #[tokio::test(start_paused = true)]
@@ -270,9 +308,10 @@ mod tests {
         assert!(repeats.size() <= 300, "{}", repeats.size());
         tokio::time::advance(Duration::from_secs(1)).await;
         let mut seen = Vec::new();
-        while let Some((stage, tags)) = repeats.take(Instant::now()).unwrap() {
-            seen.extend(texts(&tags));
-            repeats.done(stage, tags.len());
+        while !repeats.is_empty() {
+            let taken = repeats.take(Instant::now(), 15).unwrap();
+            seen.extend(texts(&taken.tags));
+            repeats.done(&taken);
         }
         assert_eq!(seen.len(), 200);
         assert_eq!((seen[0].as_str(), seen[199].as_str()), ("tag:0:0", "tag:19:9"));

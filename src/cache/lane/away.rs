@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::super::batch::Batch;
 use super::super::connection::{Error, Kind};
 use super::super::repeats::Repeats;
+use super::refused::Refused;
 use super::unproven::{Acknowledged, Unproven};
 use super::{Attachment, Event, Flight, Lane};
 
@@ -12,12 +13,14 @@ impl Lane {
     /// More waits than its share, and that is no matter of a moment: it is away, or has been too slow for too long. One that only connects anew
     /// is neither: what arrives meanwhile finds room, or the reader stops for that moment.
     pub(super) fn holds_up_others(&mut self) -> bool {
-        if self.share.is_none_or(|share| self.next.tags.size() <= share) {
+        let waiting = self.next.tags.size() + self.set_aside.tags.size() + self.refused.size();
+        if self.share.is_none_or(|share| waiting <= share) {
             self.over_since = None;
             return false;
         }
         let over = self.over_since.get_or_insert_with(Instant::now).elapsed();
-        (self.away_since.is_some() && self.connection.is_none()) || over >= self.cache.detach_after
+        let away = self.away_since.is_some() && (self.connection.is_none() || !self.aside.is_empty());
+        away || over >= self.cache.detach_after
     }
 
     /// The connection ends: what no marker has proven may be lost by then, and is owed once more. Nothing behind the marker counts as done.
@@ -37,6 +40,7 @@ impl Lane {
         self.attempted = true;
         (self.connection, self.behind) = (None, None);
         self.in_flight = Flight::default();
+        self.no_one_is_silent();
         self.owe_again();
         self.sweeps.restart();
         self.rest();
@@ -57,10 +61,6 @@ impl Lane {
         if !hopeless || self.share.is_none() {
             return Event::Down(error);
         }
-        // It counts again by connecting anew.
-        self.connection = None;
-        self.in_flight = Flight::default();
-        self.rest();
         self.detach(&error.sentence).unwrap_or(Event::Down(error))
     }
 
@@ -71,7 +71,13 @@ impl Lane {
             return None;
         }
         self.attachment = Attachment::Detached;
-        (self.next, self.unproven) = (Batch::default(), Unproven::default());
+        // It counts again by connecting anew.
+        self.connection = None;
+        self.in_flight = Flight::default();
+        self.rest();
+        self.no_one_is_silent();
+        (self.next, self.unproven, self.refused) = (Batch::default(), Unproven::default(), Refused::default());
+        (self.expected, self.inherited) = (None, None);
         self.repeats = Repeats::new(&self.cache.repeat, self.share.unwrap_or_default() / 2);
         self.sweeps.forget();
         self.followers.forget();

@@ -45,9 +45,12 @@ impl Lane {
         self.written.map(|progress| progress.done)
     }
 
-    /// Every tag up to here was acknowledged once: what a reader of its own writes waits for.
+    /// Every tag up to here was acknowledged once: what a reader of its own writes waits for. Nothing while it is open whether something
+    /// was missed, and until the first pass that makes up for it is complete.
     pub fn reached(&self) -> Option<Lsn> {
-        self.progress.map(|progress| progress.first)
+        let is_open = self.jumped || self.reread || self.expected.is_some() || self.doubts.is_some();
+        let claimed = self.attempted && self.written.is_some() | self.forgotten && self.edition > 0;
+        self.progress.filter(|_| claimed && !is_open && !self.sweeps.is_stale()).map(|progress| progress.first)
     }
 
     /// Has it been claimed, or tried in vain at least once?
@@ -57,7 +60,8 @@ impl Lane {
 
     /// Bytes that wait for their first pass or are under way; repeats have a share of their own.
     pub fn size(&self) -> usize {
-        self.next.tags.size() + self.in_flight.size + self.sweeps.size() + self.followers.scope_size()
+        let waiting = self.next.tags.size() + self.set_aside.tags.size() + self.refused.size();
+        waiting + self.in_flight.size + self.sweeps.size() + self.followers.scope_size()
     }
 
     /// No first pass waits or is under way, and the marker says what it can: a stop waits for neither repeats nor sweeps.
@@ -65,6 +69,6 @@ impl Lane {
         let told = (self.written >= self.progress && !self.forgotten)
             || self.sweeps.resyncing().is_some()
             || !self.is_attached();
-        self.next.tags.is_empty() && self.in_flight.size == 0 && told
+        self.next.tags.is_empty() && self.in_flight.size == 0 && (told || !self.aside.is_empty())
     }
 }

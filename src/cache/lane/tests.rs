@@ -14,14 +14,15 @@ use crate::source::lsn::Lsn;
 fn lane() -> Lane {
     let text = "{version: 1, caches: {c: {url: 'redis://h', dialect: keys}}}";
     let rules = Rules::parse(vec![("r.yaml".into(), text.into())], &Surroundings::new(&|_| None, None)).unwrap();
-    let marker = Marker::new("7", "waltag", "c", "me", Origin { timeline: "1".into(), crash: "c".into() });
+    let marker =
+        Marker::new("7", "waltag", "c", "me", Origin { timeline: "1".into(), crash: "c".into(), log: Lsn(u64::MAX) });
     Lane::new(rules.caches[0].clone(), marker, 1 << 20, true, None, "waltag")
 }
 
 /// The rules cover one table, whose rows are in this file.
 fn coverage(file: u32) -> Coverage {
-    let files = vec![Held { relation: 1, file, writer: file }];
-    let table = Fingerprint { shape: String::new(), files };
+    let files = vec![Held { relation: 1, file, ..Held::default() }];
+    let table = Fingerprint { files, ..Fingerprint::default() };
     let template = Covered { id: coverage::id("t"), table, text: "t".into(), keys: Keys::default() };
     Coverage { options: "o".into(), templates: vec![template], ..Coverage::default() }
 }
@@ -42,7 +43,7 @@ async fn a_file_that_this_process_has_judged_is_in_no_doubt() {
     assert_eq!(lane.cover(coverage(1), &Truncated::new(), Lsn(0x20), Lsn(0x20)), None);
     assert_eq!(lane.gap(found("before", &coverage(1))), None);
     assert!(lane.marked_by(&[Value::Int(1)], true).is_none(), "claimed");
-    assert_eq!(lane.cover(coverage(2), &Truncated::from([(1, 2)]), Lsn(0x30), Lsn(0x30)), None);
+    assert_eq!(lane.cover(coverage(2), &Truncated::from([1]), Lsn(0x30), Lsn(0x30)), None);
     assert_eq!(lane.gap(found("me", &coverage(1))), None);
     assert_eq!(lane.settle_doubts(Lsn(0x40), &Truncations::default()), None);
 }

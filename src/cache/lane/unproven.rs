@@ -52,6 +52,11 @@ impl Unproven {
         self.before.add(std::mem::take(&mut self.since));
     }
 
+    /// Is there something that the marker under way proves?
+    pub fn is_asked(&self) -> bool {
+        !self.before.batches.is_empty() || self.before.scope.is_some()
+    }
+
     /// The marker was written.
     pub fn proven(&mut self) {
         self.before = Acknowledged::default();

@@ -25,6 +25,12 @@ pub struct Found {
     pub crash: Option<String>,
     /// What the rules covered ([`super::super::coverage::Coverage::text`]).
     pub rules: Option<String>,
+    /// How long the server's log was at least.
+    pub log: Option<String>,
+    /// The last commit that the stream had brought ([`crate::flow::history::Commit`]).
+    pub commit: Option<String>,
+    /// The position that an outbox had written down.
+    pub kept: Option<String>,
     /// [`super::BEHIND`] if a standby of the application's was away.
     pub replicas: Option<String>,
     /// Of the Redis where it stands.
@@ -47,13 +53,20 @@ pub async fn read(masters: &mut Masters, key: &str, known: BTreeSet<u16>) -> Red
 
 async fn read_one(masters: &mut Masters, key: &str) -> RedisResult<(Found, Option<String>)> {
     let mut command = redis::cmd("HMGET");
-    command.arg(key).arg(&["owner", "seq", "format", "done", "timeline", "crash", "rules", "replicas", "witnesses"]);
+    command.arg(key).arg(&FIELDS);
     let (node, found) = masters.read(key.as_bytes(), &command).await?;
-    let [owner, seq, format, done, timeline, crash, rules, replicas, named]: [Option<String>; 9] = found;
+    let found: [Option<String>; FIELDS.len()] = found;
+    let [owner, seq, format, done, timeline, crash, log, commit, kept, rules, replicas, named] = found;
     let life = Life::read(masters, node).await?;
     let witnesses = Vec::new();
-    Ok((Found { owner, seq, format, done, timeline, crash, rules, replicas, life, witnesses }, named))
+    let found =
+        Found { owner, seq, format, done, timeline, crash, log, commit, kept, rules, replicas, life, witnesses };
+    Ok((found, named))
 }
+
+/// What is read of a hash.
+const FIELDS: [&str; 12] =
+    ["owner", "seq", "format", "done", "timeline", "crash", "log", "commit", "kept", "rules", "replicas", "witnesses"];
 
 /// `waltag:{<text that maps to the slot>}:<rest of the key>`.
 pub(super) fn witness_key(key: &str, slot: u16) -> String {

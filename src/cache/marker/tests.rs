@@ -3,7 +3,7 @@
 use super::*;
 
 fn marker() -> Marker {
-    Marker::new("7", "waltag", "default", "me", Origin { timeline: "1".into(), crash: "c".into() })
+    Marker::new("7", "waltag", "default", "me", Origin { timeline: "1".into(), crash: "c".into(), log: Lsn(u64::MAX) })
 }
 
 fn found(owner: &str, seq: &str, done: &str) -> Found {
@@ -15,7 +15,7 @@ fn found(owner: &str, seq: &str, done: &str) -> Found {
 #[test]
 fn each_write_expects_the_one_before() {
     let mut marker = marker();
-    marker.found(Found::default(), Lsn(0), &Coverage::default(), false);
+    marker.found(Found::default(), Lsn(0), Some(&Coverage::default()), false);
     assert_eq!(marker.next(), 1);
     assert_eq!(marker.answered(&[Value::Int(1)], true), Answer::Written);
     assert_eq!(marker.places[0].held, Held { owner: "me".into(), seq: "1".into() });
@@ -26,7 +26,7 @@ fn each_write_expects_the_one_before() {
 #[test]
 fn what_was_not_answered_was_not_written() {
     let mut marker = marker();
-    marker.found(found("me", "3", "0/10"), Lsn(0), &Coverage::default(), false);
+    marker.found(found("me", "3", "0/10"), Lsn(0), Some(&Coverage::default()), false);
     assert_eq!(marker.answered(&[Value::Nil], false), Answer::Open);
     assert_eq!(marker.places[0].held.seq, "3");
     assert_eq!(marker.next(), 5, "no number is used twice");
@@ -38,7 +38,7 @@ fn a_refusal_says_what_happened() {
     let bulk = |text: &str| Value::BulkString(text.as_bytes().to_vec());
     for (owner, seq, word) in [("you", "4", "another waltag"), ("me", "1", "went back")] {
         let mut marker = marker();
-        marker.found(found("me", "3", "0/10"), Lsn(0), &Coverage::default(), false);
+        marker.found(found("me", "3", "0/10"), Lsn(0), Some(&Coverage::default()), false);
         let Answer::Refused(reason) = marker.answered(&[Value::Array(vec![bulk(owner), bulk(seq)])], true) else {
             panic!()
         };
@@ -46,13 +46,14 @@ fn a_refusal_says_what_happened() {
         assert_eq!(marker.places[0].held, Held { owner: owner.into(), seq: seq.into() });
     }
     let mut marker = marker();
-    marker.found(found("me", "3", "0/10"), Lsn(0), &Coverage::default(), false);
+    marker.found(found("me", "3", "0/10"), Lsn(0), Some(&Coverage::default()), false);
     assert_eq!(marker.answered(&[Value::Array(vec![bulk(""), bulk("")])], true), Answer::Gone);
 }
 
 #[test]
 fn what_is_a_gap_at_the_start() {
-    let gap = |found: Found| marker().found(found, Lsn(0x20), &Coverage::default(), false).map(|gap| gap.sentence);
+    let gap =
+        |found: Found| marker().found(found, Lsn(0x20), Some(&Coverage::default()), false).map(|gap| gap.sentence);
     assert_eq!(gap(found("old", "9", "0/20")), None, "an ordinary restart");
     assert_eq!(gap(found("old", "9", "0/21")), None, "the slot goes back over a crash: no gap");
     assert!(gap(found("old", "9", "0/1F")).unwrap().contains("before the slot's 0/20"));
@@ -68,9 +69,9 @@ fn what_is_a_gap_at_the_start() {
 fn what_is_a_loss_while_running() {
     let loss = |again: Found| {
         let mut marker = marker();
-        marker.found(found("old", "9", "0/20"), Lsn(0x20), &Coverage::default(), false);
+        marker.found(found("old", "9", "0/20"), Lsn(0x20), Some(&Coverage::default()), false);
         marker.answered(&[Value::Int(1)], true);
-        marker.found(again, Lsn(0x99), &Coverage::default(), false).map(|gap| gap.sentence)
+        marker.found(again, Lsn(0x99), Some(&Coverage::default()), false).map(|gap| gap.sentence)
     };
     assert_eq!(loss(found("me", "10", "0/20")), None);
     assert_eq!(loss(found("you", "1", "0/99")), None, "another daemon was here, and is as far as the slot");
