@@ -2,6 +2,7 @@
 //!
 //! Everything here is synchronous; [`crate::daemon`] feeds it and moves what it hands out.
 
+pub mod history;
 mod said;
 pub mod truncations;
 
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use crate::cache::Cache;
 use crate::cache::gap::Gap;
 use crate::cache::lane::{self, Lane};
+use crate::cache::marker::Witness;
 use crate::fence::{Fence, Waiting};
 use crate::http::Reached;
 use crate::metrics::Metrics;
@@ -25,9 +27,10 @@ use crate::rules::events::{EVENTS, Event};
 use crate::source::clock::Timestamp;
 use crate::source::lsn::{Lsn, Xid};
 use crate::source::replication::pgoutput::Message;
-use crate::source::replication::relations::Relations;
-use crate::source::visibility::Snapshot;
+use crate::source::replication::relations::{Relations, Undescribed};
+use crate::source::visibility::{QUERY, QUERY_WITH_NEWEST, Snapshot};
 use crate::tags::Stale;
+use history::History;
 use truncations::Truncations;
 
 /// A transaction of any size passes in pieces of this many bytes: protocol 1 sends it only after its commit, so tags may go
@@ -46,6 +49,10 @@ pub struct Flow {
     fenced: bool,
     /// Tables that were emptied.
     pub truncations: Truncations,
+    /// Commits by which the server is known again.
+    pub history: History,
+    /// What the source has written down of its position, where that is not in the log.
+    kept: Option<Lsn>,
     /// One per cache of the rules.
     pub lanes: Vec<Lane>,
     open: Option<Open>,
@@ -61,7 +68,6 @@ pub struct Flow {
 /// The transaction that is being received.
 struct Open {
     xid: Xid,
-    commit: Lsn,
     floor: Lsn,
     committed: Timestamp,
     stale: Vec<Stale>,
@@ -73,10 +79,16 @@ impl Open {
     }
 }
 
-/// The server sent a message out of turn.
+/// The server sent a message that does not fit what it sent before.
 #[derive(Debug, thiserror::Error)]
-#[error("the server sent a change outside of a transaction")]
-pub struct OutOfTurn;
+pub enum Misfit {
+    /// Changes stand between Begin and Commit.
+    #[error("the server sent a change outside of a transaction")]
+    OutOfTurn,
+    /// A Relation message comes before the first change of each relation.
+    #[error(transparent)]
+    Undescribed(#[from] Undescribed),
+}
 
 impl Flow {
     /// An empty flow.
@@ -90,6 +102,8 @@ impl Flow {
             fence,
             fenced: true,
             truncations,
+            history: History::default(),
+            kept: None,
             lanes,
             open: None,
             received: Lsn(0),
@@ -101,26 +115,28 @@ impl Flow {
     }
 
     /// Takes one message of the stream.
-    pub fn take(&mut self, message: &Message) -> Result<(), OutOfTurn> {
+    pub fn take(&mut self, message: &Message) -> Result<(), Misfit> {
         match message {
             Message::Begin { xid, committed, final_lsn } => {
                 // The commit record starts there.
                 self.ends_before(Lsn(final_lsn.0 + 1));
                 let stale = self.nothing();
-                let (commit, floor) = (*final_lsn, self.received);
-                self.open = Some(Open { xid: *xid, commit, floor, committed: *committed, stale });
+                self.open = Some(Open { xid: *xid, floor: self.received, committed: *committed, stale });
                 return Ok(());
             }
             Message::Commit { end_lsn, .. } => {
                 self.metrics.transactions.inc();
                 self.pass_on(true);
-                self.open = None;
+                if let Some(Open { xid, committed, .. }) = self.open.take().filter(|_| self.fenced) {
+                    self.history.committed(*end_lsn, xid, committed);
+                }
                 self.received = self.received.max(*end_lsn);
                 self.ends_before(*end_lsn);
                 return Ok(());
             }
             Message::Relation(relation) => {
-                self.relations.describe(relation, &self.rules);
+                let open = self.open.as_ref().ok_or(Misfit::OutOfTurn)?;
+                self.relations.describe(relation, open.xid, open.floor, &self.rules);
                 return Ok(());
             }
             Message::Type { oid, namespace, name } => {
@@ -128,7 +144,7 @@ impl Flow {
                 return Ok(());
             }
             Message::Message { transactional: true, prefix: crate::source::PREFIX, content } => {
-                let open = self.open.as_mut().ok_or(OutOfTurn)?;
+                let open = self.open.as_mut().ok_or(Misfit::OutOfTurn)?;
                 said::take(content, &self.rules, &mut open.stale, &self.metrics);
                 self.pass_on_what_is_large();
                 return Ok(());
@@ -136,11 +152,11 @@ impl Flow {
             Message::Other | Message::Message { .. } => return Ok(()),
             _ => {}
         }
-        let open = self.open.as_mut().ok_or(OutOfTurn)?;
+        let open = self.open.as_mut().ok_or(Misfit::OutOfTurn)?;
         if let Message::Truncate { relations } = message {
-            relations.iter().for_each(|relation| self.truncations.add(relation, open.xid, open.commit, open.floor));
+            relations.iter().for_each(|relation| self.truncations.add(relation, open.xid, open.floor));
         }
-        let Some((event, unlisted)) = self.relations.change(message, &mut open.stale) else { return Ok(()) };
+        let Some((event, unlisted)) = self.relations.change(message, &mut open.stale)? else { return Ok(()) };
         self.metrics.unlisted.inc_by(unlisted);
         if let Some((_, counter)) = self.changes.iter().find(|(counted, _)| *counted == event) {
             counter.inc();
@@ -170,13 +186,30 @@ impl Flow {
 
     /// The end of the log as far as it is known.
     pub fn log(&self) -> Lsn {
-        self.end
+        // Where positions are those of the log, it has all of them.
+        if self.fenced { self.end.max(self.received) } else { self.end }
+    }
+
+    /// The same, as far as any cache knows it.
+    pub fn known_log(&self) -> Lsn {
+        self.lanes.iter().map(Lane::log).fold(self.log(), Lsn::max)
+    }
+
+    /// What the source has written down of its position, where that is not in the log.
+    pub fn kept(&self) -> Option<Lsn> {
+        self.kept
+    }
+
+    /// The source has written down that everything up to here is done.
+    pub fn keep(&mut self, position: Option<Lsn>) {
+        self.kept = position;
     }
 
     /// The stream starts behind `position`: everything up to there was confirmed once. `fenced`: what it brings may not be visible yet.
-    pub fn resume_at(&mut self, position: Lsn, fenced: bool) {
+    pub fn resume_at(&mut self, position: Lsn, fenced: bool, with_inserts: bool) {
         self.received = self.received.max(position);
         self.fenced = fenced;
+        self.history.begin(position, with_inserts);
     }
 
     /// Changes may have been missed on the way here: everything that the rules can reach goes stale in every cache.
@@ -189,6 +222,18 @@ impl Flow {
             }
             self.metrics.gap(&name, gap.code);
             lane.resync(gap.clone(), floor);
+        }
+    }
+
+    /// One cache has found that the server has another history: what the others know of the old one is as wrong, whatever their markers say.
+    pub fn resync_all(&mut self, gap: &Gap) {
+        let floor = self.floor();
+        for lane in &mut self.lanes {
+            if lane.resyncing().is_none_or(|(known, _)| known.code != gap.code) {
+                tracing::warn!(cache = lane.cache().name, "resync: {gap}");
+                self.metrics.gap(&lane.cache().name, gap.code);
+                lane.resync(gap.clone(), floor);
+            }
         }
     }
 
@@ -228,6 +273,7 @@ impl Flow {
     /// A keepalive: everything up to `position` was decoded, and nothing of it was for us but what has arrived.
     pub fn keepalive(&mut self, position: Lsn) {
         if self.open.is_none() {
+            self.history.passes(position);
             self.received = self.received.max(position);
         }
     }
@@ -277,7 +323,7 @@ impl Flow {
     /// Everything up to here was handed to the lanes.
     pub fn floor(&self) -> Lsn {
         let open = self.open.as_ref().map(|open| open.floor);
-        [Some(self.received), open, self.fence.floor(), self.truncations.floor()]
+        [Some(self.received), open, self.fence.floor(), self.truncations.floor(), self.relations.floor()]
             .into_iter()
             .flatten()
             .min()
@@ -287,8 +333,9 @@ impl Flow {
     /// Tells the lanes how far they may go, and returns what all of them have acknowledged.
     pub fn advance(&mut self) -> Option<Lsn> {
         let floor = self.floor();
+        let witness = Witness { log: self.known_log(), commit: self.history.last(), kept: self.kept };
         for lane in &mut self.lanes {
-            lane.advance(floor, self.end);
+            lane.advance(floor, self.end, witness);
             lane.wake();
         }
         self.marked()
@@ -312,12 +359,34 @@ impl Flow {
         [self.fence.next_look(), resync].into_iter().flatten().min()
     }
 
+    /// What the next snapshot is asked for with.
+    pub fn snapshot_query(&self) -> &'static str {
+        match self.lanes.iter().any(Lane::needs_newest) {
+            true => QUERY_WITH_NEWEST,
+            false => QUERY,
+        }
+    }
+
     /// The stream broke: what was not done comes again, so it is forgotten here.
     pub fn disconnect(&mut self) {
         self.received = self.floor();
         self.open = None;
         self.fence.clear();
         self.lanes.iter_mut().for_each(Lane::pause);
+    }
+
+    /// Hands over what it can of the open transaction, however little, and lets go of what waits for its end: the tags of rules with `collapse`
+    /// become the few that stand for them, the largest first, until it holds less than half of `limit`. Otherwise what fills the budget could wait
+    /// for what the budget keeps from arriving; everything else that waits goes without anything that has to arrive.
+    pub fn make_room(&mut self, limit: usize) {
+        self.pass_on(false);
+        while self
+            .open
+            .as_mut()
+            .is_some_and(|open| open.size() >= limit / 2 && Stale::collapse_largest(&mut open.stale))
+        {
+            self.pass_on(false);
+        }
     }
 
     /// Bytes that wait anywhere.

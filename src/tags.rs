@@ -7,6 +7,9 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::cache::gap::Scope;
 
+/// Room that a tag which is not kept may leave behind it.
+const KEPT: usize = 1 << 20;
+
 /// A set of byte strings in order of arrival.
 #[derive(Default)]
 pub struct Tags {
@@ -26,7 +29,12 @@ impl Tags {
         let tag = bytes.get(start..).unwrap_or_default();
         let hash = hasher.hash_one(tag);
         if !wanted || index.find(hash, |at| slice(bytes, ends, *at) == tag).is_some() {
+            let length = tag.len();
             bytes.truncate(start);
+            // A value of 160 MB is no tag, and took as much to find out.
+            if length > KEPT {
+                bytes.shrink_to(start + KEPT);
+            }
             return false;
         }
         let at = ends.len() as u32;
@@ -48,6 +56,11 @@ impl Tags {
         for tag in other.iter() {
             self.insert(tag);
         }
+    }
+
+    /// Adds every tag of `other`, if there is one.
+    pub fn extend_from(&mut self, other: Option<&Tags>) {
+        other.into_iter().for_each(|other| self.extend(other));
     }
 
     /// The tags in order of arrival.
@@ -107,9 +120,13 @@ impl Held {
     /// To be called when tags were added.
     pub fn collapse(&mut self) {
         if self.collapsed || self.tags.len() > self.over || self.tags.size() > HELD {
-            self.collapsed = true;
-            self.tags = Tags::default();
+            self.give_up();
         }
+    }
+
+    fn give_up(&mut self) {
+        self.collapsed = true;
+        self.tags = Tags::default();
     }
 }
 
@@ -160,6 +177,14 @@ impl Stale {
             self.held.clear();
         }
         Stale { tags, sweep, held: Vec::new() }
+    }
+
+    /// Collapses the tags of the rule that holds the most; nothing if none is left.
+    pub fn collapse_largest(all: &mut [Stale]) -> bool {
+        let open = all.iter_mut().flat_map(|stale| &mut stale.held).filter(|held| !held.collapsed);
+        let Some(largest) = open.max_by_key(|held| held.tags.size()) else { return false };
+        largest.give_up();
+        true
     }
 
     /// Nothing at all?

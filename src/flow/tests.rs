@@ -4,7 +4,10 @@ use crate::rules::expand::Surroundings;
 
 /// A flow with one cache and the rule `t:<id>` for the table `t`.
 fn flow() -> Flow {
-    let text = r#"{version: 1, caches: {c: {url: "redis://h", dialect: keys}}, rules: [{table: t, tags: ["t:<id>"]}]}"#;
+    with_rules(r#"{version: 1, caches: {c: {url: "redis://h", dialect: keys}}, rules: [{table: t, tags: ["t:<id>"]}]}"#)
+}
+
+fn with_rules(text: &str) -> Flow {
     let around = Surroundings::new(&|_| None, None);
     let rules = Rules::parse(vec![("r.yaml".into(), text.into())], &around).unwrap();
     let lane = |cache: &crate::cache::Cache| {
@@ -20,9 +23,31 @@ fn flow() -> Flow {
     let lanes = rules.caches.iter().map(lane).collect();
     let mut flow = Flow::new(Rc::new(rules), lanes, Arc::default());
     let relation = b"R\0\0\0\x01public\0t\0d\0\x01\x01id\0\0\0\0\x17\xff\xff\xff\xff";
+    begin(&mut flow, 9);
     flow.take(&Message::parse(relation).unwrap()).unwrap();
-    flow.keepalive(Lsn(100));
+    commit(&mut flow, 100);
     flow
+}
+
+/// A transaction of many rows under a rule with `collapse` held its tags until its end, and with them the budget that its end needed.
+#[tokio::test]
+async fn what_waits_for_the_end_of_a_transaction_never_fills_the_budget() {
+    let text = r#"{version: 1, caches: {c: {url: "redis://h", dialect: keys}}, rules: [
+        {table: t, tags: ["t:<id>"], collapse: {over: 100000, to: "t"}},
+        {table: t, tags: ["u:<id>"], collapse: {over: 100000, to: "u"}}]}"#;
+    let mut flow = with_rules(text);
+    begin(&mut flow, 10);
+    let budget = 100_000;
+    for number in 0..20_000_u32 {
+        let text = format!("{number:09}");
+        let row = [b"I\0\0\0\x01N\0\x01t\0\0\0\x09".as_slice(), text.as_bytes()].concat();
+        flow.take(&Message::parse(&row).unwrap()).unwrap();
+        flow.make_room(budget);
+        flow.release(&Snapshot::parse("11:11:").unwrap());
+        let open = flow.open.as_ref().map_or(0, Open::size);
+        assert!(open < budget / 2 + (2 << 10), "{open} bytes at {number}");
+    }
+    commit(&mut flow, 200);
 }
 
 fn begin(flow: &mut Flow, xid: u32) {
