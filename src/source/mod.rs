@@ -42,22 +42,37 @@ const MESSAGES: usize = 256;
 pub struct Server {
     /// System identifier of the cluster.
     pub system: String,
+    /// `server_version_num`.
+    pub version: u32,
     /// Its timeline.
     pub timeline: String,
-    /// `pg_stat_bgwriter.stats_reset`: changes over a crash.
+    /// [`CRASH_MARKS`]: all of them change over a crash.
     pub crash: String,
+    /// The end of its log when it was opened: less than what we know of is another history.
+    pub log: Lsn,
+}
+
+/// A crash resets every one of these statistics at the same time, an administrator one by one
+/// (manual: "Cumulative Statistics System", pg_stat_reset_shared).
+pub const CRASH_MARKS: &str = "(SELECT concat_ws(',', (SELECT stats_reset::text FROM pg_stat_bgwriter), \
+    (SELECT stats_reset::text FROM pg_stat_archiver), (SELECT stats_reset::text FROM pg_stat_wal), \
+    (SELECT max(stats_reset)::text FROM pg_stat_slru)))";
+
+/// Has the server not crashed between two readings of [`CRASH_MARKS`]? One mark that is still the same proves it.
+pub fn has_survived(before: &str, now: &str) -> bool {
+    before == now || before.split(',').any(|mark| !mark.is_empty() && now.split(',').any(|other| other == mark))
 }
 
 /// A SQL session, and what brings the changes; opened together, lost together.
 pub struct Source<S> {
     /// Answers the fence.
     pub session: Session,
+    /// Reads the catalog, which may take long: the fence must not wait behind it.
+    pub catalog: Session,
     /// Which server, and in what life.
     pub server: Server,
     /// Address for messages.
     pub place: String,
-    /// `server_version_num`.
-    pub version: u32,
     /// Brings the changes.
     pub stream: S,
 }
@@ -73,17 +88,27 @@ pub trait Stream: Sized {
     /// It comes out of the log: a message that is put there arrives.
     const LOGGED: bool;
 
-    /// Connects to a server that is fit. `renew`: what there is of it cannot be read any more.
-    async fn open(settings: &Settings, renew: bool, owner: &str) -> Result<Source<Self>, Error>;
+    /// Connects to a server that is fit, and takes nothing yet.
+    async fn open(settings: &Settings, owner: &str) -> Result<Source<Self>, Error>;
 
     /// Begins; the position behind which it does. Everything up to there was confirmed once. This process has `received` more before.
-    async fn start(&mut self, session: &Session, settings: &Settings, received: Lsn) -> Result<Lsn, Error>;
+    /// `renew`: what is confirmed no further than this cannot be read any more.
+    async fn start(
+        &mut self,
+        session: &Session,
+        settings: &Settings,
+        received: Lsn,
+        renew: Option<Lsn>,
+    ) -> Result<Lsn, Error>;
 
     /// Waits until something has arrived; without `room` only does what must go on. Cancel-safe.
     async fn next(&mut self, room: bool) -> Result<(), Error>;
 
     /// Hands over what has arrived, a bounded number of messages.
-    async fn take(&mut self, session: &Session, flow: &mut Flow, heard: &mut Hear<'_>) -> Result<(), Error>;
+    fn take(&mut self, flow: &mut Flow, heard: &mut Hear<'_>) -> Result<(), Error>;
+
+    /// How far back in transactions what it brings may reach, as an expression of SQL.
+    fn past(names: &Names) -> String;
 
     /// Everything up to here may be forgotten.
     fn confirm(&mut self, position: Lsn);
@@ -105,8 +130,8 @@ pub trait Stream: Sized {
         None
     }
 
-    /// The end of the server's log when this was opened, where positions are none of it.
-    fn log(&self) -> Option<Lsn> {
+    /// What the source has written down of its position, where that is not in the log.
+    fn kept(&self) -> Option<Lsn> {
         None
     }
 
@@ -155,22 +180,14 @@ async fn first_fit<T>(dsn: &Dsn, open: impl AsyncFn(&Endpoint) -> Result<T, Erro
     Err(worst.unwrap_or_else(|| Error::away("the database URL names no host")))
 }
 
-/// Hands a message over. The SQL session is only asked when a relation is described.
-pub async fn deliver(
-    data: &[u8],
-    session: &Session,
-    place: &str,
-    flow: &mut Flow,
-    heard: &mut Hear<'_>,
-) -> Result<(), Error> {
-    let message = Message::parse(data)
-        .map_err(|error| Error::away(format!("{error}: the stream is opened anew at the last confirmed position")))?;
-    if let Message::Relation(relation) = &message {
-        let read = flow.relations.read_ancestors_of(relation.oid, session).await;
-        read.map_err(|error| Error::session("reading the ancestors of a partition", place, &error))?;
-    }
+/// Hands a message over. Nothing is asked meanwhile: whoever waits for one answer while the loop has not taken another waits for ever, because
+/// answers of a session come in their order.
+pub fn deliver(data: &[u8], flow: &mut Flow, heard: &mut Hear<'_>) -> Result<(), Error> {
+    let message = Message::parse(data).map_err(|error| {
+        Error::undecodable(format!("{error}: the stream is opened anew at the last confirmed position"))
+    })?;
     if let Message::Message { prefix, content, .. } = &message {
         heard(prefix, content);
     }
-    flow.take(&message).map_err(|error| Error::away(error.to_string()))
+    flow.take(&message).map_err(|error| Error::undecodable(error.to_string()))
 }

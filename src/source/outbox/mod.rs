@@ -26,11 +26,11 @@ use self::progress::Progress;
 use self::shapes::Shapes;
 use super::endpoint::Endpoint;
 use super::lsn::Lsn;
-use super::replication::error::{Error, Kind};
+use super::replication::error::{Error, Kind, READING_OUTBOX};
 use super::replication::slot::{Names, State, verify_primary};
-use super::session::{self, Session, Sql};
+use super::session::{self, Session, Sql, literal};
 use super::visibility::Snapshot;
-use super::{Hear, MESSAGES, Server, Source, Stream, deliver, first_fit};
+use super::{CRASH_MARKS, Hear, MESSAGES, Server, Source, Stream, deliver, first_fit};
 use crate::cache::gap::Gap;
 use crate::exit::Exit;
 use crate::flow::Flow;
@@ -45,13 +45,14 @@ pub struct Outbox {
     progress: Progress,
     shapes: Shapes,
     /// Reads and writes the tables: an answer of this session that is not taken yet must not hold up the other's.
-    _reader: Session,
+    reader: Session,
     /// A session of its own: one that listens within a transaction keeps the queue of notifications from being trimmed.
     listener: Option<Session>,
     builder: Builder,
     frames: VecDeque<Frame>,
     place: String,
-    log: Lsn,
+    /// The loop knows that this position was written down.
+    told_kept: Lsn,
     interval: Duration,
     /// When the next poll begins; after a notification at once, or when the server has rested from the last for as long as that took: many
     /// writers would make it do nothing else.
@@ -67,11 +68,22 @@ impl Stream for Outbox {
     const FENCED: bool = false;
     const LOGGED: bool = false;
 
-    async fn open(settings: &Settings, _renew: bool, owner: &str) -> Result<Source<Outbox>, Error> {
+    async fn open(settings: &Settings, owner: &str) -> Result<Source<Outbox>, Error> {
         first_fit(&settings.dsn, async |endpoint| open_at(endpoint, settings, owner).await).await
     }
 
-    async fn start(&mut self, _session: &Session, _settings: &Settings, received: Lsn) -> Result<Lsn, Error> {
+    async fn start(
+        &mut self,
+        _session: &Session,
+        _settings: &Settings,
+        received: Lsn,
+        renew: Option<Lsn>,
+    ) -> Result<Lsn, Error> {
+        if renew.is_some_and(|position| self.progress.confirmed() <= position) {
+            tracing::warn!("what is in the outbox is passed over: it cannot be read. Everything goes stale");
+            self.progress.pass_over(received).await.map_err(|error| self.failed("passing over the outbox", error))?;
+            self.poll = Poll::new(&self.reader, &self.progress);
+        }
         self.poll.goes_on_behind(received);
         Ok(self.progress.confirmed())
     }
@@ -91,10 +103,15 @@ impl Stream for Outbox {
                     if let Some(number) = told.map_err(|error| self.failed("writing the progress", error))? {
                         self.poll.has_emptied(number);
                     }
+                    if self.told_kept < self.progress.kept() {
+                        // The markers are to say so.
+                        self.told_kept = self.progress.kept();
+                        return Ok(());
+                    }
                 }
                 // An answer that nobody takes would hold up those behind it.
                 rows = self.poll.answer(), if self.poll.is_running() => {
-                    rows.map_err(|error| Error::session("reading the outbox", &self.place, &error))?;
+                    rows.map_err(|error| Error::session(READING_OUTBOX, &self.place, &error))?;
                     self.shapes.learn(self.poll.relations());
                 }
                 learnt = self.shapes.answer(), if self.shapes.is_running() => {
@@ -120,16 +137,17 @@ impl Stream for Outbox {
         }
     }
 
-    async fn take(&mut self, session: &Session, flow: &mut Flow, heard: &mut Hear<'_>) -> Result<(), Error> {
+    fn take(&mut self, flow: &mut Flow, heard: &mut Hear<'_>) -> Result<(), Error> {
         for _ in 0..MESSAGES {
             match self.frames.pop_front() {
                 None => break,
-                Some(Frame::Data(data)) => deliver(&data, session, &self.place, flow, heard).await?,
+                Some(Frame::Data(data)) => deliver(&data, flow, heard)?,
                 Some(Frame::Complete(seen)) => {
                     flow.keepalive(seen.position);
                     self.polled = Snapshot::parse(&seen.snapshot).map(|snapshot| (snapshot, seen.position));
                     self.progress.complete(seen);
                 }
+                Some(Frame::Root(relation, root)) => flow.relations.belongs_to(relation, root),
                 Some(Frame::Logged(log)) => flow.logged_before(log),
                 Some(Frame::Skipped) => {
                     flow.resync(&Gap::new("outbox_full", "the outbox was full, and changes were not written down"));
@@ -141,6 +159,14 @@ impl Stream for Outbox {
             }
         }
         Ok(())
+    }
+
+    fn past(names: &Names) -> String {
+        format!(
+            "(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8 - pg_snapshot_xmin(done)::text::int8 FROM waltag.progress \
+             WHERE instance = {})",
+            literal(&names.slot)
+        )
     }
 
     fn confirm(&mut self, position: Lsn) {
@@ -170,8 +196,8 @@ impl Stream for Outbox {
         Some(self.poll.horizon())
     }
 
-    fn log(&self) -> Option<Lsn> {
-        Some(self.log)
+    fn kept(&self) -> Option<Lsn> {
+        Some(self.progress.kept())
     }
 
     fn polled(&self) -> Option<&(Snapshot, Lsn)> {
@@ -229,7 +255,7 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
         };
         session.map_err(|error| Error::session("connecting", &place, &error))
     };
-    let (session, reader) = (open().await?, open().await?);
+    let (session, catalog, reader) = (open().await?, open().await?, open().await?);
     let failed = |error| Error::session("reading the server's state", &place, &error);
     let query = "SELECT current_setting('server_version_num'), pg_is_in_recovery(), \
         to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.bloat') IS NOT NULL, current_setting('server_encoding')";
@@ -249,12 +275,15 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
     }
     // `pg_control_checkpoint()` lags behind a promotion; a file name does not.
     // A slot belongs to a server, an outbox to a database.
-    let query = "SELECT concat(system_identifier, '.', (SELECT oid FROM pg_database WHERE datname = current_database())), ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int, \
-        (SELECT stats_reset::text FROM pg_stat_bgwriter), pg_current_wal_insert_lsn() FROM pg_control_system()";
-    let rows = session.rows(query).await.map_err(failed)?;
+    let query = format!(
+        "SELECT concat(system_identifier, '.', (SELECT oid FROM pg_database WHERE datname = current_database())), \
+         ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int, {CRASH_MARKS}, pg_current_wal_insert_lsn() \
+         FROM pg_control_system()"
+    );
+    let rows = session.rows(&query).await.map_err(failed)?;
     let field = |index: usize| rows.first().and_then(|row| row.get(index)).unwrap_or_default().to_owned();
-    let server = Server { system: field(0), timeline: field(1), crash: field(2) };
     let log = field(3).parse().unwrap_or_default();
+    let server = Server { system: field(0), version, timeline: field(1), crash: field(2), log };
     let progress = Progress::take(&reader, name, owner, settings.no_listen).await;
     let progress = progress.map_err(|error| Error::session("taking the outbox", &place, &error))?;
     let Some(progress) = progress else {
@@ -274,17 +303,17 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
         poll: Poll::new(&reader, &progress),
         shapes: Shapes::new(&reader),
         progress,
-        _reader: reader,
+        reader,
         listener,
         builder: Builder::default(),
         frames: VecDeque::new(),
         place: place.clone(),
-        log,
+        told_kept: Lsn(0),
         interval: settings.poll,
         due: Instant::now(),
         begun: Instant::now(),
         rested: Instant::now(),
         polled: None,
     };
-    Ok(Source { session, server, place, version, stream })
+    Ok(Source { session, catalog, server, place, stream })
 }

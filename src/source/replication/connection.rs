@@ -20,6 +20,10 @@ use super::super::session::NOT_SPOKEN;
 use super::authentication::{self, Challenge};
 use crate::tls::{self, Tls};
 
+/// What is read at once, mostly.
+const BUFFER: usize = 64 << 10;
+/// A buffer that has held more than this is given back.
+const LARGEST_BUFFER: usize = 1 << 20;
 /// A write that the server does not take for this long means that it is gone: updates are 39 bytes a second.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -32,6 +36,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 pub struct Connection {
     socket: Box<dyn Socket>,
     read: BytesMut,
+    /// The most that it has held.
+    peak: usize,
     write: BytesMut,
 }
 
@@ -86,7 +92,8 @@ impl Connection {
             }
             Address::Unix(path) => (Box::new(UnixStream::connect(path).await?), None),
         };
-        let mut connection = Connection { socket, read: BytesMut::with_capacity(64 << 10), write: BytesMut::new() };
+        let read = BytesMut::with_capacity(BUFFER);
+        let mut connection = Connection { socket, read, peak: 0, write: BytesMut::new() };
         let config = endpoint.config();
         let user = config.get_user().unwrap_or_default();
         let mut parameters =
@@ -251,11 +258,16 @@ impl Connection {
     }
 
     async fn fill(&mut self) -> Result<(), Error> {
-        self.read.reserve(16 << 10);
-        match self.socket.read_buf(&mut self.read).await? {
-            0 => Err(Error::Ended),
-            _ => Ok(()),
+        // A row of 160 MB took a buffer as large, and what is left of a buffer keeps all of it.
+        if self.peak > LARGEST_BUFFER && self.read.len() < BUFFER {
+            let rest = std::mem::replace(&mut self.read, BytesMut::with_capacity(BUFFER));
+            self.read.extend_from_slice(&rest);
+            self.peak = 0;
         }
+        self.read.reserve(16 << 10);
+        let read = self.socket.read_buf(&mut self.read).await?;
+        self.peak = self.peak.max(self.read.len());
+        if read == 0 { Err(Error::Ended) } else { Ok(()) }
     }
 
     async fn flush(&mut self) -> Result<(), Error> {

@@ -6,6 +6,7 @@ use super::connection::{self, Connection};
 use super::error::{Error, Kind};
 use super::slot::{Mode, Names, OLDEST_WRITER};
 use crate::exit::Exit;
+use crate::source::lsn::Lsn;
 use crate::source::session::{Session, identifier, literal};
 
 /// How the slot is to be.
@@ -13,8 +14,8 @@ use crate::source::session::{Session, identifier, literal};
 pub struct Wish {
     /// How long it lives.
     pub mode: Mode,
-    /// It is dropped and made anew, whatever it is like.
-    pub anew: bool,
+    /// It is dropped and made anew if it was confirmed no further than this: behind it, another daemon has done so already.
+    pub renew: Option<Lsn>,
     /// The same if more than this is unconfirmed; 0 for no bound.
     pub max_retained: u64,
     /// How long its creation may wait for running transactions.
@@ -31,7 +32,7 @@ pub async fn ensure(
 ) -> Result<(), Error> {
     let query = format!(
         "SELECT plugin, database = current_database(), coalesce(wal_status, ''), temporary, active, \
-         pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::int8, to_jsonb(s) ->> 'failover' \
+         pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::int8, to_jsonb(s) ->> 'failover', confirmed_flush_lsn \
          FROM pg_replication_slots s WHERE slot_name = {}",
         literal(&names.slot)
     );
@@ -50,16 +51,16 @@ pub async fn ensure(
         _ => return config(format!("the slot `{slot}` is not a pgoutput slot; {by_hand}")),
     }
     if row.get(4) == Some("t") {
-        let sentence = format!("the slot `{slot}` at {place} is in use");
-        return Err(Error { sentence, kind: Kind::Standby });
+        return Err(in_use(slot, place));
     }
     if wish.mode == Mode::Temporary {
         return config(format!("there is a permanent slot `{slot}` and --slot-mode is temporary; {by_hand}"));
     }
     let behind: u64 = row.get(5).and_then(|text| text.parse().ok()).unwrap_or_default();
+    let confirmed: Lsn = row.get(7).and_then(|text| text.parse().ok()).unwrap_or_default();
     let reason = match row.get(2) {
         Some("lost") => Some("its WAL is gone".to_owned()),
-        _ if wish.anew => Some("it has to be made anew".to_owned()),
+        _ if wish.renew.is_some_and(|position| confirmed <= position) => Some("it has to be made anew".to_owned()),
         _ if wish.max_retained > 0 && behind > wish.max_retained => {
             Some(format!("it keeps {behind} bytes of WAL, more than --max-retained-wal allows"))
         }
@@ -76,6 +77,17 @@ pub async fn ensure(
         connection.query(&alter).await.map_err(|error| Error::stream("altering the slot", place, &error))?;
     }
     Ok(())
+}
+
+fn in_use(slot: &str, place: &str) -> Error {
+    Error { sentence: format!("the slot `{slot}` at {place} is in use"), kind: Kind::Standby }
+}
+
+/// Does nobody read the slot, or is there none? Asked before anything else is read: whoever stands by asks every second.
+pub async fn verify_free(session: &Session, names: &Names, place: &str) -> Result<(), Error> {
+    let query = format!("SELECT 1 FROM pg_replication_slots WHERE active AND slot_name = {}", literal(&names.slot));
+    let found = session.value(&query).await.map_err(|error| Error::session("looking for the slot", place, &error))?;
+    found.map_or(Ok(()), |_| Err(in_use(&names.slot, place)))
 }
 
 /// CREATE_REPLICATION_SLOT waits for every transaction that is running; `lock_timeout` bounds that wait, and the one that

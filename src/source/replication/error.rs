@@ -24,6 +24,9 @@ pub enum Kind {
     Standby,
     /// The slot cannot be read any more: it is dropped and made anew.
     Renew,
+    /// What comes next cannot be decoded, by the server or by us. Once, that may be a moment's trouble; at the same position again and
+    /// again, the slot cannot be read any more.
+    Undecodable,
     /// There is no slot, and none can be made yet: changes are missed.
     Blind,
     /// Only people can mend it: exit before the first READY, retry afterwards.
@@ -32,11 +35,22 @@ pub enum Kind {
 
 /// What is being done while changes arrive.
 pub const STREAMING: &str = "streaming";
+/// The same where they are read from a table.
+pub const READING_OUTBOX: &str = "reading the outbox";
+
+/// Classes of errors that pass by themselves (manual: "PostgreSQL Error Codes"): connections, rollbacks, resources, states of objects, operators who
+/// intervene. Whatever else a server says while it decodes, it will say again.
+const PASSING: [&str; 6] = ["08", "25", "40", "53", "55", "57"];
 
 impl Error {
     /// Try again.
     pub fn away(sentence: impl Into<String>) -> Error {
         Error { sentence: sentence.into(), kind: Kind::Away }
+    }
+
+    /// What came cannot be read.
+    pub fn undecodable(sentence: impl Into<String>) -> Error {
+        Error { sentence: sentence.into(), kind: Kind::Undecodable }
     }
 
     /// Only people can mend it.
@@ -73,6 +87,11 @@ impl Error {
             }
             "55000" if error.message.contains("wal_level") => config(WAL_LEVEL),
             _ if error.message.contains("unsupported startup parameter") => config(POOLER),
+            code if [STREAMING, READING_OUTBOX].contains(&doing)
+                && !PASSING.iter().any(|class| code.starts_with(class)) =>
+            {
+                Error::undecodable(said)
+            }
             _ => Error::away(said),
         }
     }
@@ -101,6 +120,9 @@ impl Error {
             }
             connection::Error::Tls(sentence) => {
                 Error::permanent(Exit::Config, format!("{doing} at {place}: {sentence}"))
+            }
+            connection::Error::Unexpected(_) if doing == STREAMING => {
+                Error::undecodable(format!("{doing} at {place}: {error}"))
             }
             other => Error::away(format!("{doing} at {place}: {other}")),
         }

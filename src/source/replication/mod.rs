@@ -18,7 +18,7 @@ use super::dsn::Dsn;
 use super::endpoint::Endpoint;
 use super::lsn::Lsn;
 use super::session::{self, PINNED, Session, Sql, UNLIMITED, identifier, literal};
-use super::{Hear, MESSAGES, Server, Source, Stream, deliver, first_fit};
+use super::{CRASH_MARKS, Hear, MESSAGES, Server, Source, Stream, deliver, first_fit};
 use crate::cache::gap::Gap;
 use crate::exit::Exit;
 use crate::flow::Flow;
@@ -45,66 +45,72 @@ pub struct Replication {
     /// The slot that it reads.
     pub slot: String,
     place: String,
+    /// `server_version_num`.
+    version: u32,
     /// The publication of inserts is streamed, too.
     inserts: bool,
     /// It has arrived, and nobody has taken it.
     frame: Option<Frame>,
 }
 
-/// Which slot is read.
-#[derive(Clone, Copy, Debug)]
-pub enum Which {
-    /// Our own; it is made if it is not there.
-    Own(Wish),
-    /// A temporary copy, which is gone with the connection.
-    Copy,
-}
-
-/// Opens both connections to the first host that is a primary and fit to be streamed from.
-pub async fn open(
-    dsn: &Dsn,
-    names: &Names,
-    lock_timeout: Duration,
-    which: Which,
-) -> Result<Source<Replication>, Error> {
-    first_fit(dsn, async |endpoint| open_at(endpoint, names, lock_timeout, which).await).await
+/// Opens all connections to the first host that is a primary and fit to be streamed from. `own`: the slot itself is wanted, so nobody else may be
+/// reading it.
+pub async fn open(dsn: &Dsn, names: &Names, lock_timeout: Duration, own: bool) -> Result<Source<Replication>, Error> {
+    first_fit(dsn, async |endpoint| open_at(endpoint, names, lock_timeout, own).await).await
 }
 
 async fn open_at(
     endpoint: &Endpoint,
     names: &Names,
     lock_timeout: Duration,
-    which: Which,
+    own: bool,
 ) -> Result<Source<Replication>, Error> {
     let place = endpoint.to_string();
     let session = Session::open(endpoint, &names.slot).await;
     let session = session.map_err(|error| Error::session("connecting", &place, &error))?;
     let version = slot::verify_server(&session, names, &place).await?;
     slot::verify_publication(&session, names, &place).await?;
-    if matches!(which, Which::Own(Wish { mode: Mode::Failover, .. })) && version < FAILOVER_SLOTS {
-        let sentence = format!("{place} knows no failover slots: --slot-mode failover needs PostgreSQL 17");
-        return Err(Error::permanent(Exit::Config, sentence));
+    if own {
+        creation::verify_free(&session, names, &place).await?;
     }
-    // A migration that holds a lock on a table of ours must not hold up the whole start.
-    let limit = format!("SET lock_timeout = {}", lock_timeout.as_millis());
-    session.execute(&limit).await.map_err(|error| Error::session("connecting", &place, &error))?;
+    let catalog = open_catalog(endpoint, &session, names, lock_timeout, &place).await?;
     let mut connection = connect(endpoint, &session, names, &place).await?;
     let identified = connection.query("IDENTIFY_SYSTEM").await;
     let identified = identified.map_err(|error| Error::stream("IDENTIFY_SYSTEM", &place, &error))?;
     let field = |index: usize| identified.first().and_then(|row| row.get(index)?.clone()).unwrap_or_default();
-    let crash = session.value("SELECT stats_reset::text FROM pg_stat_bgwriter").await;
+    let crash = session.value(&format!("SELECT {CRASH_MARKS}")).await;
     let crash = crash.map_err(|error| Error::session("reading the crash mark", &place, &error))?.unwrap_or_default();
-    let server = Server { system: field(0), timeline: field(1), crash };
-    let slot = match which {
-        Which::Own(wish) => {
-            creation::ensure(&mut connection, &session, names, wish, &place).await?;
-            names.slot.clone()
-        }
-        Which::Copy => creation::copy(&mut connection, &names.slot, &place).await?,
-    };
-    let feedback = Feedback::new(Lsn(0));
-    let stream = Replication { connection, feedback, slot, place: place.clone(), inserts: false, frame: None };
-    Ok(Source { session, server, place, version, stream })
+    let log = field(2).parse().unwrap_or_default();
+    let server = Server { system: field(0), version, timeline: field(1), crash, log };
+    let (feedback, slot) = (Feedback::new(Lsn(0)), names.slot.clone());
+    let stream = Replication { connection, feedback, slot, place: place.clone(), version, inserts: false, frame: None };
+    Ok(Source { session, catalog, server, place, stream })
+}
+
+/// The session that reads the catalog, to the same server.
+pub(super) async fn open_catalog(
+    endpoint: &Endpoint,
+    session: &Session,
+    names: &Names,
+    lock_timeout: Duration,
+    place: &str,
+) -> Result<Session, Error> {
+    let failed = |error| Error::session("connecting", place, &error);
+    let catalog = Session::open(endpoint, &names.slot).await.map_err(failed)?;
+    // A migration that holds a lock on a table of ours must not hold up the whole start.
+    catalog.execute(&format!("SET lock_timeout = {}", lock_timeout.as_millis())).await.map_err(failed)?;
+    let (ours, theirs) = (session.value(WHO).await.map_err(failed)?, catalog.value(WHO).await.map_err(failed)?);
+    match ours == theirs {
+        true => Ok(catalog),
+        false => Err(two_servers(place)),
+    }
+}
+
+/// Which server answers.
+const WHO: &str = "SELECT pg_postmaster_start_time()::text || ' ' || pg_is_in_recovery()::text";
+
+fn two_servers(place: &str) -> Error {
+    Error::away(format!("{place} leads to two servers; all our connections must reach the same one"))
 }
 
 /// A replication connection beside a session, to the same server.
@@ -137,16 +143,14 @@ pub async fn probe(endpoint: &Endpoint, session: &Session, names: &Names) -> Res
 /// A name with several addresses, or a proxy during a switchover, can lead to two servers; the fence would then ask one
 /// about the other's transactions.
 async fn verify_same_server(session: &Session, connection: &mut Connection, place: &str) -> Result<(), Error> {
-    let query = "SELECT pg_postmaster_start_time()::text || ' ' || pg_is_in_recovery()::text";
-    let ours =
-        session.value(query).await.map_err(|error| Error::session("comparing both connections", place, &error))?;
+    let ours = session.value(WHO).await.map_err(|error| Error::session("comparing both connections", place, &error))?;
     let failed = |error| Error::stream("comparing both connections", place, &error);
     connection.query(UNLIMITED).await.map_err(failed)?;
-    let theirs = connection.query(query).await.map_err(failed)?.into_iter().flatten().next().flatten();
-    if ours == theirs {
-        return Ok(());
+    let theirs = connection.query(WHO).await.map_err(failed)?.into_iter().flatten().next().flatten();
+    match ours == theirs {
+        true => Ok(()),
+        false => Err(two_servers(place)),
     }
-    Err(Error::away(format!("{place} leads to two servers; the SQL session and the stream must reach the same one")))
 }
 
 /// A pooler that does not know replication may just hang up.
@@ -160,6 +164,12 @@ fn replication_refused(place: &str, error: &connection::Error) -> Error {
 }
 
 impl Replication {
+    /// Reads a temporary copy of the slot, which is gone with the connection.
+    pub async fn read_a_copy(&mut self) -> Result<(), Error> {
+        self.slot = creation::copy(&mut self.connection, &self.slot, &self.place).await?;
+        Ok(())
+    }
+
     /// START_REPLICATION at 0/0: the server goes on from the position that was confirmed last. The publication of inserts is
     /// streamed if it is there; so is what is put into the log by itself: tags that SQL names, and our own canary.
     pub async fn begin(&mut self, session: &Session, names: &Names) -> Result<(), Error> {
@@ -192,13 +202,7 @@ impl Replication {
         Ok(value.and_then(|text| text.parse().ok()).unwrap_or_default())
     }
 
-    async fn deliver(
-        &mut self,
-        frame: Frame,
-        session: &Session,
-        flow: &mut Flow,
-        heard: &mut Hear<'_>,
-    ) -> Result<(), Error> {
+    fn deliver(&mut self, frame: Frame, flow: &mut Flow, heard: &mut Hear<'_>) -> Result<(), Error> {
         match frame {
             Frame::Keepalive { end, reply } => {
                 self.feedback.received(end);
@@ -218,7 +222,7 @@ impl Replication {
             }
             Frame::XLogData { end, data } => {
                 self.feedback.received(end);
-                deliver(&data, session, &self.place, flow, heard).await
+                deliver(&data, flow, heard)
             }
         }
     }
@@ -229,14 +233,26 @@ impl Stream for Replication {
     const FENCED: bool = true;
     const LOGGED: bool = true;
 
-    async fn open(settings: &Settings, renew: bool, _owner: &str) -> Result<Source<Replication>, Error> {
-        let Settings { dsn, names, lock_timeout, slot_mode, max_retained_wal, .. } = settings;
-        let wish = Wish { mode: *slot_mode, anew: renew, max_retained: *max_retained_wal, lock_timeout: *lock_timeout };
-        open(dsn, names, *lock_timeout, Which::Own(wish)).await
+    async fn open(settings: &Settings, _owner: &str) -> Result<Source<Replication>, Error> {
+        open(&settings.dsn, &settings.names, settings.lock_timeout, true).await
     }
 
-    async fn start(&mut self, session: &Session, settings: &Settings, _received: Lsn) -> Result<Lsn, Error> {
-        self.begin(session, &settings.names).await?;
+    async fn start(
+        &mut self,
+        session: &Session,
+        settings: &Settings,
+        _received: Lsn,
+        renew: Option<Lsn>,
+    ) -> Result<Lsn, Error> {
+        let Settings { names, lock_timeout, slot_mode, max_retained_wal, .. } = settings;
+        if *slot_mode == Mode::Failover && self.version < FAILOVER_SLOTS {
+            let place = &self.place;
+            let sentence = format!("{place} knows no failover slots: --slot-mode failover needs PostgreSQL 17");
+            return Err(Error::permanent(Exit::Config, sentence));
+        }
+        let wish = Wish { mode: *slot_mode, renew, max_retained: *max_retained_wal, lock_timeout: *lock_timeout };
+        creation::ensure(&mut self.connection, session, names, wish, &self.place).await?;
+        self.begin(session, names).await?;
         let confirmed = self.confirmed(session, &settings.names).await?;
         self.feedback = Feedback::new(Lsn(0));
         Ok(confirmed)
@@ -253,13 +269,17 @@ impl Stream for Replication {
         Ok(())
     }
 
-    async fn take(&mut self, session: &Session, flow: &mut Flow, heard: &mut Hear<'_>) -> Result<(), Error> {
+    fn take(&mut self, flow: &mut Flow, heard: &mut Hear<'_>) -> Result<(), Error> {
         for _ in 0..MESSAGES {
             let Some(frame) = self.frame.take() else { break };
-            self.deliver(frame, session, flow, heard).await?;
+            self.deliver(frame, flow, heard)?;
             self.frame = self.connection.buffered().map_err(|error| self.failed(&error))?;
         }
         Ok(())
+    }
+
+    fn past(names: &Names) -> String {
+        format!("(SELECT age(catalog_xmin) FROM pg_replication_slots WHERE slot_name = {})", literal(&names.slot))
     }
 
     fn confirm(&mut self, position: Lsn) {

@@ -107,6 +107,19 @@ pub async fn verify_publication(session: &Session, names: &Names, place: &str) -
     Err(Error::permanent(Exit::Config, sentence))
 }
 
+/// Does a stream of this server go on with what it knew of a table that a transaction was writing when the table was published? Mended in
+/// PostgreSQL 14.18, 15.13, 16.9 and 17.5 (release notes: "invalidate caches of in-progress transactions").
+pub fn forgets_tables(version: u32) -> bool {
+    let mended = match version / 10_000 {
+        14 => 18,
+        15 => 13,
+        16 => 9,
+        17 => 5,
+        _ => 0,
+    };
+    version % 10_000 < mended
+}
+
 /// What the server says of a slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
