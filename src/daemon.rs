@@ -19,11 +19,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use crate::backoff::Backoff;
+use crate::cache::gap::{Gap, REWOUND};
 use crate::cache::lane::{Event as LaneEvent, Lane};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::flow::Flow;
-use crate::http::{self, Board};
+use crate::http::{self, Board, Reached};
 use crate::rules::Rules;
 use crate::rules::registry::Registry;
 use crate::settings::Settings;
@@ -35,7 +36,6 @@ use crate::source::replication::Replication;
 use crate::source::replication::error::{Error, Kind};
 use crate::source::replication::slot::Feed;
 use crate::source::session::Answer;
-use crate::source::visibility::QUERY;
 use crate::source::{Server, Source, Stream};
 use crate::systemd::Manager;
 use pulse::Pulse;
@@ -57,6 +57,12 @@ const CHECK: Duration = Duration::from_secs(5);
 const AFTER_TRUNCATE: Duration = Duration::from_millis(100);
 /// What `/status` shows is at most this old.
 const SHOW: Duration = Duration::from_secs(1);
+/// An error at the same position so many times in a row comes again for ever: that is within seconds, because each is waited for only as long as the
+/// back-off says.
+const TRIES: u32 = 3;
+/// With a relation that no catalog has shown the catalog is read this often, or a fifth of the time where it takes long: until then a few tags more
+/// than owed go stale, and some positions wait.
+const IN_DOUBT: Duration = Duration::from_millis(250);
 /// A server that says nothing for this long although it is asked is gone. Behind a large unpublished transaction it may be
 /// busy for long, so the patience doubles with each such end.
 const PATIENCE: RangeInclusive<Duration> = Duration::from_secs(30)..=Duration::from_secs(600);
@@ -71,6 +77,16 @@ pub struct Start {
     pub refused: Option<String>,
     /// Catch up with the position of the start, and end.
     pub once: bool,
+}
+
+/// What could not be decoded.
+struct Undecodable {
+    /// How far the stream had come.
+    received: Lsn,
+    /// How far the source was told that everything is done.
+    done: Option<Lsn>,
+    /// How often in a row.
+    times: u32,
 }
 
 struct Daemon {
@@ -90,8 +106,14 @@ struct Daemon {
     /// As it was read last: a sweep goes by the types of the columns.
     catalog: Option<Catalog>,
     view: View,
-    /// The slot cannot be read any more: the next one is made anew.
-    renew: bool,
+    /// The slot cannot be read any more: one that is confirmed no further than this is made anew.
+    renew: Option<Lsn>,
+    /// What comes next could not be decoded.
+    undecodable: Option<Undecodable>,
+    /// How far the stream had come when it broke.
+    broke_at: (Lsn, Option<Lsn>),
+    /// What is remembered is of another history: the next stream begins with nothing.
+    forgets: Option<Gap>,
     /// Since when there has been no slot, and when everything was made stale last because of it.
     blind: Option<Instant>,
     /// The stream has the publication of inserts, too.
@@ -123,7 +145,10 @@ pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
         manager: Manager::new(),
         catalog: None,
         view: View::default(),
-        renew: false,
+        renew: None,
+        undecodable: None,
+        broke_at: (Lsn(0), None),
+        forgets: None,
         blind: None,
         streams_inserts: false,
         goal: once.then_some(Lsn(0)),
@@ -144,12 +169,9 @@ pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
                 return Err(Failure::new(exit, error.sentence));
             }
             Kind::Standby => STANDBY_WAIT,
-            Kind::Away | Kind::Permanent(_) | Kind::Renew | Kind::Blind => daemon.backoff.next(),
+            Kind::Away | Kind::Permanent(_) | Kind::Renew | Kind::Undecodable | Kind::Blind => daemon.backoff.next(),
         };
-        daemon.renew |= error.kind == Kind::Renew;
-        if error.kind == Kind::Blind {
-            daemon.resync_blindly();
-        }
+        daemon.consider(&error);
         daemon.tell(&error);
         if daemon.rest(wait, &mut shutdown).await {
             break;
@@ -167,17 +189,20 @@ impl Daemon {
         shutdown: &mut Shutdown,
     ) -> Result<(), Error> {
         let begin = flow.marked();
-        source.stream.confirm(begin.unwrap_or_default());
         let mut snapshot: Option<Answer> = None;
         let mut check: Option<Check> = None;
         let canary = self.settings.canary.filter(|_| S::LOGGED);
-        let mut pulse = Pulse::new(canary, &self.owner, source.version);
+        let mut pulse = Pulse::new(canary, &self.owner, source.server.version);
         let (mut looked, mut check_due, mut show_due) = (Instant::now(), Instant::now(), Instant::now());
-        let mut checked = Instant::now();
+        let (mut checked, mut check_begun, mut took) = (Instant::now(), Instant::now(), Duration::ZERO);
         loop {
+            flow.keep(source.stream.kept());
             let advanced = flow.advance();
-            self.board.reach(flow.reached());
-            if let Some(position) = advanced {
+            let is_same = self.judge_history(flow)?;
+            // What was reached in another history is nothing that anybody waits for.
+            let reached = flow.reached();
+            self.board.reach(if is_same { reached } else { Reached { position: Lsn(0), ..reached } });
+            if let Some(position) = advanced.filter(|_| is_same) {
                 source.stream.confirm(position);
                 if Some(position) > begin {
                     // Only progress ends a series of failures: a stream that breaks at its first message has made none.
@@ -185,6 +210,12 @@ impl Daemon {
                     self.patience = *PATIENCE.start();
                     self.told = None;
                 }
+            }
+            let is_past = |known: &Undecodable| {
+                flow.received() > known.received && source.stream.kept().or(flow.marked()) > known.done
+            };
+            if self.undecodable.as_ref().is_some_and(is_past) {
+                self.undecodable = None;
             }
             if self.goal.is_some_and(|goal| flow.marked() >= Some(goal)) && flow.lanes.iter().all(Lane::is_attached) {
                 tracing::info!("caught up with the start");
@@ -198,9 +229,16 @@ impl Daemon {
                 self.adopt(flow, &source.server);
             }
             self.judge_what_arrived(flow);
-            if flow.truncations.floor().is_some() && check_due > checked + AFTER_TRUNCATE {
+            let hurry = flow.truncations.floor().map(|_| AFTER_TRUNCATE);
+            let hurry = hurry.or_else(|| flow.relations.is_in_doubt().then_some(IN_DOUBT.max(took * 4)));
+            if let Some(wait) = hurry.filter(|wait| check_due > checked + *wait) {
                 self.reload.look_again();
-                check_due = checked + AFTER_TRUNCATE;
+                check_due = checked + wait;
+            }
+            if flow.lanes.iter().any(Lane::wants_reopening) {
+                return Err(Error::away(
+                    "a table was published that a transaction was writing, and this server forgets it; opening the stream anew",
+                ));
             }
             if self.reload.reopen_at.is_some_and(|position| flow.marked() >= Some(position)) {
                 // The slot must start behind the moment when the publication came, or the stream would look for it in vain.
@@ -214,12 +252,16 @@ impl Daemon {
                 show_due = Instant::now() + SHOW;
             }
             if check.is_none() && check_due <= Instant::now() {
-                check = Some(self.check::<S>(&source.session, flow.received()));
+                check_begun = Instant::now();
+                check = Some(self.check::<S>(&source.catalog, source.server.version, flow.received()));
             }
             let behind = u64::try_from(self.view.slot.unconfirmed).unwrap_or_default();
             if self.settings.max_retained_wal > 0 && behind > self.settings.max_retained_wal {
                 let sentence = format!("the slot keeps {behind} bytes of WAL, more than --max-retained-wal allows");
                 return Err(Error { sentence, kind: Kind::Renew });
+            }
+            if flow.size() >= self.settings.tag_memory {
+                flow.make_room(self.settings.tag_memory);
             }
             let room = flow.size() < self.settings.tag_memory;
             if !room && self.reload.is_accepted(Lsn(u64::MAX)) && flow.is_within_transaction() {
@@ -237,7 +279,7 @@ impl Daemon {
             let look = flow.next_look().unwrap_or(looked + IDLE_LOOK);
             if snapshot.is_none() && look <= Instant::now() {
                 // At once, not by the timer: its resolution of a millisecond was two thirds of the way from COMMIT to stale.
-                snapshot = Some(source.session.ask(QUERY));
+                snapshot = Some(source.session.ask(flow.snapshot_query()));
             }
             let nudging = S::LOGGED && (self.settings.flush_nudge || self.board.is_awaited());
             let pulse_due = pulse.due(nudging).filter(|_| pulse.running.is_none());
@@ -251,6 +293,9 @@ impl Daemon {
                 error = source.session.closed() => {
                     return Err(Error::session("the SQL session ended", &source.place, &error));
                 }
+                error = source.catalog.closed() => {
+                    return Err(Error::session("the SQL session that reads the catalog ended", &source.place, &error));
+                }
                 asked = self.registry.asked() => {
                     if self.read_rules(asked) {
                         (check, check_due) = (None, Instant::now());
@@ -258,8 +303,9 @@ impl Daemon {
                     show_due = Instant::now();
                 }
                 answer = wait_for(&mut check) => {
-                    (check, checked) = (None, Instant::now());
+                    (check, checked, took) = (None, Instant::now(), check_begun.elapsed());
                     check_due = checked + CHECK;
+                    tracing::debug!("looked at the catalog");
                     match answer {
                         Ok(found) => self.checked(found, flow, source.stream.horizon()),
                         Err(error) => tracing::warn!("the catalog cannot be read: {error}; trying again"),
@@ -273,7 +319,12 @@ impl Daemon {
                 }
                 (index, event) = flow.next_lane_event() => {
                     let routine = matches!(event, LaneEvent::Sent(..) | LaneEvent::Marked);
+                    let rewound = match &event {
+                        LaneEvent::Resync(gap) if gap.code == REWOUND => Some(gap.clone()),
+                        _ => None,
+                    };
                     self.lane_event(flow, index, event)?;
+                    rewound.iter().for_each(|gap| flow.resync_all(gap));
                     if !routine {
                         self.tell_streaming(flow);
                         show_due = Instant::now();
@@ -290,20 +341,48 @@ impl Daemon {
                 () = self.board.knocked() => source.stream.wake(),
                 () = sleep_until(told.unwrap_or(looked)), if told.is_some() => source.stream.tell().await?,
                 () = sleep_until(check_due.min(show_due)), if check.is_none() => {}
-                () = sleep_until(look), if snapshot.is_none() => snapshot = Some(source.session.ask(QUERY)),
+                () = sleep_until(look), if snapshot.is_none() => snapshot = Some(source.session.ask(flow.snapshot_query())),
                 arrived = source.stream.next(room) => {
                     arrived?;
                     let delay = &self.board.metrics.canary_delay;
                     let mut heard = |prefix: &str, content: &[u8]| {
                         pulse.heard(prefix, content).into_iter().for_each(|took| delay.observe(took.as_secs_f64()));
                     };
-                    source.stream.take(&source.session, flow, &mut heard).await?;
+                    source.stream.take(flow, &mut heard)?;
                     self.board.saw(source.stream.polled());
                     // Tasks move the bytes of the SQL session and of Redis. With a backlog there is always a frame, and they would only get
                     // their turn every 128 reads of the socket: seen, 1.2 s for the answer to a snapshot.
                     tokio::task::yield_now().await;
                 }
             }
+        }
+    }
+
+    /// What an error means for the next stream.
+    fn consider(&mut self, error: &Error) {
+        let position = match &self.flow {
+            Some(_) => self.broke_at.0,
+            None => Lsn(u64::MAX),
+        };
+        match error.kind {
+            Kind::Renew => self.renew = Some(position),
+            // Whoever has the slot has seen to it.
+            Kind::Standby => self.renew = None,
+            Kind::Blind => self.resync_blindly(),
+            Kind::Undecodable => {
+                let (received, done) = self.broke_at;
+                // A stream comes as far as before; polls of an outbox have other positions each time, and nothing is done meanwhile.
+                let again = |known: &Undecodable| known.received == received || known.done == done;
+                let times = self.undecodable.take().filter(again).map_or(1, |known| known.times + 1);
+                self.undecodable = Some(Undecodable { received, done, times });
+                if times >= TRIES {
+                    tracing::error!(
+                        "{error}: {times} times at {position}. What cannot be decoded is left behind, and everything goes stale"
+                    );
+                    (self.renew, self.undecodable) = (Some(position), None);
+                }
+            }
+            Kind::Away | Kind::Permanent(_) => {}
         }
     }
 

@@ -42,7 +42,7 @@ impl From<rules::Error> for Failure {
 impl From<Source> for Failure {
     fn from(error: Source) -> Failure {
         let exit = match error.kind {
-            Kind::Away | Kind::Standby | Kind::Renew | Kind::Blind => Exit::Unavailable,
+            Kind::Away | Kind::Standby | Kind::Renew | Kind::Undecodable | Kind::Blind => Exit::Unavailable,
             Kind::Permanent(exit) => exit,
         };
         Failure::new(exit, error.sentence)
@@ -53,7 +53,7 @@ impl From<cache::Error> for Failure {
     fn from(error: cache::Error) -> Failure {
         let exit = match error.kind {
             cache::Kind::Away => Exit::Unavailable,
-            cache::Kind::Refused | cache::Kind::Futile => Exit::Config,
+            cache::Kind::Refused | cache::Kind::Forbidden | cache::Kind::Key | cache::Kind::Futile => Exit::Config,
         };
         Failure::new(exit, error.to_string())
     }

@@ -12,7 +12,7 @@ use crate::setup::examples::{self, Example};
 use crate::setup::{catalog, verify};
 use crate::source::replication;
 use crate::source::replication::error::Error;
-use crate::source::replication::slot::Feed;
+use crate::source::replication::slot::{self, Feed};
 
 /// Longest value that is shown whole.
 const SHOWN: usize = 60;
@@ -89,6 +89,13 @@ async fn ask(settings: &Settings, rules: &Rules) -> Result<Live, Failure> {
     }
     if let Err(error) = replication::probe(&endpoint, &session, &settings.names).await {
         live.notes.push(format!("with these settings `run` would get no stream: {error}"));
+    }
+    if slot::forgets_tables(catalog.version) {
+        live.notes.push(format!(
+            "this PostgreSQL ({}.{}) goes on without a table that is published while a transaction writes it, until the stream is opened anew; waltag does so by itself, and 14.18, 15.13, 16.9 and 17.5 are mended",
+            catalog.version / 10_000,
+            catalog.version % 10_000
+        ));
     }
     let kept = session.value("SELECT current_setting('max_slot_wal_keep_size')").await.map_err(failed)?;
     if kept.as_deref() == Some("-1") {

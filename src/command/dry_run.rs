@@ -13,15 +13,15 @@ use crate::settings::Settings;
 use crate::setup::verify;
 use crate::setup::{catalog, catalog::Catalog};
 use crate::shutdown::Shutdown;
-use crate::source::lsn::Lsn;
+use crate::source::Stream;
+use crate::source::lsn::{Lsn, Xid};
 use crate::source::replication::connection::Frame;
 use crate::source::replication::error::Error;
 use crate::source::replication::feedback::Feedback;
 use crate::source::replication::pgoutput::Message;
 use crate::source::replication::relations::Relations;
 use crate::source::replication::slot::Feed;
-use crate::source::replication::{self, Replication, Which};
-use crate::source::{Source, Stream};
+use crate::source::replication::{self, Replication};
 use crate::tags::Stale;
 
 /// Prints each transaction that makes something stale, until a signal; with `once` until the end of what was committed at the
@@ -32,8 +32,9 @@ pub async fn dry_run(settings: &Settings, rules: &Rules, once: bool) -> Result<(
         return Err(Failure::new(Exit::Usage, sentence));
     }
     let mut shutdown = Shutdown::listen()?;
-    let mut source = replication::open(&settings.dsn, &settings.names, settings.lock_timeout, Which::Copy).await?;
-    let read = catalog::read(&source.session, rules, &settings.names).await;
+    let mut source = replication::open(&settings.dsn, &settings.names, settings.lock_timeout, false).await?;
+    source.stream.read_a_copy().await?;
+    let read = catalog::read(&source.catalog, rules, &settings.names).await;
     let catalog: Catalog = read.map_err(|error| Error::session("reading the catalog", &source.place, &error))?;
     let (refused, told) = verify::tables(rules, &catalog);
     told.iter().for_each(|problem| tracing::warn!("{problem}"));
@@ -44,8 +45,9 @@ pub async fn dry_run(settings: &Settings, rules: &Rules, once: bool) -> Result<(
     source.stream.begin(&source.session, &settings.names).await?;
     tracing::info!(server = source.place, slot = source.stream.slot, "reading a copy of the slot; nothing is written");
     let mut relations = Relations::default();
-    let read = relations.read_ancestors(&source.session).await;
-    read.map_err(|error| Error::session("reading the partitions", &source.place, &error))?;
+    let census = catalog::census(&source.catalog, &Replication::past(&settings.names)).await;
+    let census = census.map_err(|error| Error::session("reading the catalog", &source.place, &error))?;
+    relations.begin(catalog.lineage(rules), census);
     let mut feedback = Feedback::new(Lsn(0));
     let mut open = None;
     loop {
@@ -65,7 +67,7 @@ pub async fn dry_run(settings: &Settings, rules: &Rules, once: bool) -> Result<(
                         tracing::warn!("the server says: {notice}");
                         None
                     }
-                    Frame::XLogData { data, .. } => take(&data, rules, &mut relations, &source, &mut open).await?,
+                    Frame::XLogData { data, .. } => take(&data, rules, &mut relations, &mut open)?,
                 };
                 // A copy confirms for itself only.
                 if let Some(position) = position {
@@ -86,11 +88,10 @@ struct Open {
 }
 
 /// Takes a message; the end of the transaction that it completes.
-async fn take(
+fn take(
     data: &[u8],
     rules: &Rules,
     relations: &mut Relations,
-    source: &Source<Replication>,
     open: &mut Option<Open>,
 ) -> Result<Option<Lsn>, Failure> {
     let message = Message::parse(data).map_err(|error| Error::away(error.to_string()))?;
@@ -103,15 +104,14 @@ async fn take(
             return Ok(Some(*end_lsn));
         }
         Message::Relation(relation) => {
-            let read = relations.read_ancestors_of(relation.oid, &source.session).await;
-            read.map_err(|error| Error::session("reading the ancestors of a partition", &source.place, &error))?;
-            relations.describe(relation, rules);
+            let xid = open.as_ref().map_or(Xid(0), |open| Xid(open.xid));
+            relations.describe(relation, xid, Lsn(0), rules);
         }
         Message::Type { oid, namespace, name } => relations.describe_type(*oid, namespace, name),
         _ => {}
     }
     let Some(Open { stale, .. }) = open else { return Ok(None) };
-    relations.change(&message, stale);
+    relations.change(&message, stale).map_err(|error| Error::undecodable(error.to_string()))?;
     Ok(None)
 }
 

@@ -45,11 +45,15 @@ pub async fn invalidate(
 
 async fn send(cache: &Cache, tags: &[String]) -> Result<(), Error> {
     let mut masters = masters::open(cache, None).await?;
-    let list = tags.iter().flat_map(|tag| commands(cache, tag.as_bytes(), Draw::new(cache))).collect();
+    let list = tags.iter().enumerate().flat_map(|(number, tag)| {
+        commands(cache, tag.as_bytes(), Draw::new(cache)).map(move |command| (number, command))
+    });
     let mut replies = Replies::default();
-    exchange(cache, &mut masters, Vec::new(), list, &mut replies).await?;
-    if let Some(futile) = replies.futile {
-        return Err(futile.1);
+    exchange(cache, &mut masters, Vec::new(), list.collect(), &mut replies).await?;
+    replies.all_answered()?;
+    let passed_over = replies.futile.map(|futile| futile.1);
+    if let Some(error) = replies.refusal.map(|refusal| *refusal).or(passed_over) {
+        return Err(error);
     }
     let patterns = tags.iter().flat_map(|tag| Pattern::of_tag(cache, tag.as_bytes())).collect();
     sweep(cache, &Keys { patterns, ..Keys::default() }, Pace::default()).await.map(|_| ())

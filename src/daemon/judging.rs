@@ -3,10 +3,15 @@
 use std::rc::Rc;
 
 use super::Daemon;
+use crate::cache::gap::Gap;
+use crate::cache::lane::Lane;
 use crate::flow::Flow;
-use crate::setup::catalog::{Catalog, Table};
+use crate::flow::history::Verdict;
+use crate::setup::catalog::Catalog;
 use crate::setup::verify::{self, sends_all};
 use crate::source::lsn::Lsn;
+use crate::source::replication::error::Error;
+use crate::source::replication::slot::Feed;
 
 impl Daemon {
     /// Tables of a publication that is not streamed are not covered by it.
@@ -18,6 +23,35 @@ impl Daemon {
             }
             (false, true) => self.reload.reopen_at = Some(Lsn(0)),
             _ => self.reload.reopen_at = None,
+        }
+    }
+
+    /// Is the server's history the one that this process knew, and may positions be confirmed? Otherwise nothing of what is remembered is true of it.
+    pub(super) fn judge_history(&mut self, flow: &mut Flow) -> Result<bool, Error> {
+        let Flow { lanes, history, .. } = flow;
+        let mut another = None;
+        for lane in lanes.iter_mut() {
+            if let Some(gap) = lane.settle_history(history) {
+                self.tell_gap(lane, &gap);
+                another = Some(gap);
+            }
+        }
+        if let Some(gap) = another {
+            flow.resync_all(&gap);
+        }
+        let Flow { lanes, history, .. } = flow;
+        if lanes.iter().all(Lane::has_told_its_history) {
+            history.forget();
+        }
+        match history.verdict() {
+            Verdict::Same => Ok(true),
+            Verdict::Open => Ok(false),
+            Verdict::Another => {
+                let gap = Gap::another_history(history.last().map(|commit| commit.to_string()).unwrap_or_default());
+                let sentence = format!("{gap}; nothing that was known of it is true any more");
+                self.forgets = Some(gap);
+                Err(Error::away(sentence))
+            }
         }
     }
 
@@ -69,7 +103,7 @@ impl Daemon {
                         .tables
                         .get(table)
                         .filter(|found| sends_all(table, found, &catalog, &self.rules))
-                        .map(Table::fingerprint)
+                        .map(|found| found.fingerprint(self.settings.names.feed == Feed::Replication))
                 },
             );
             for template in coverage.unreachable.iter().filter(|_| self.catalog.is_none()) {
@@ -83,7 +117,10 @@ impl Daemon {
                 self.tell_gap(lane, &gap);
             }
         }
-        flow.truncations.looked(catalog.begin);
+        if let Some(snapshot) = &catalog.snapshot {
+            flow.truncations.looked(snapshot);
+        }
+        flow.relations.learn(catalog.lineage(&self.rules), catalog.snapshot.as_ref(), &self.rules);
         self.catalog = Some(catalog);
     }
 }

@@ -47,6 +47,8 @@ pub(super) struct Reload {
     /// The last snapshot, and that of the last reading of the catalog: nothing changes without another one.
     seen: Cell<u64>,
     read_at: Option<u64>,
+    /// What the catalog was like when it was read ([`catalog::state`]): transactions end all the time, and hardly one changes a table.
+    state: Option<String>,
 }
 
 /// What was read of the server.
@@ -54,6 +56,7 @@ pub(super) struct Checked {
     /// What had arrived when it was begun.
     begin: Lsn,
     slot: Option<slot::State>,
+    state: Option<String>,
     catalog: Option<(Rc<Rules>, Catalog)>,
     offer: Option<(Rc<Rules>, Catalog)>,
 }
@@ -79,6 +82,7 @@ impl Reload {
             seen: Cell::default(),
             // It was read when the stream was opened.
             read_at: Some(0),
+            state: None,
         }
     }
 
@@ -91,7 +95,7 @@ impl Reload {
 
     /// The catalog is read with the next check, whatever the snapshot says.
     pub(super) fn look_again(&mut self) {
-        self.read_at = None;
+        (self.read_at, self.state) = (None, None);
     }
 
     /// Does a set wait to be put in force, and has everything arrived that its catalog shows?
@@ -103,7 +107,7 @@ impl Reload {
     pub(super) fn judge_later(&mut self, rules: Rc<Rules>, catalog: Catalog) {
         match self.unjudged {
             // It is read again, whatever the snapshot says.
-            Some(_) => self.read_at = None,
+            Some(_) => self.look_again(),
             None => self.unjudged = Some((rules, catalog)),
         }
     }
@@ -205,11 +209,12 @@ impl Daemon {
 
     /// Reads what may have changed on the server: the slot always; the catalog if a transaction has ended since, or if new
     /// rules wait for it.
-    pub(super) fn check<S: Stream>(&mut self, sql: &Sql, begin: Lsn) -> Check {
+    pub(super) fn check<S: Stream>(&mut self, sql: &Sql, version: u32, begin: Lsn) -> Check {
         let seen = self.reload.seen.get();
         let views = self.catalog.as_ref().is_some_and(Catalog::has_views);
         let rules = (views || self.reload.read_at != Some(seen)).then(|| self.rules.clone());
         self.reload.read_at = Some(seen);
+        let known = self.reload.state.clone().filter(|_| !views);
         let offer = self.reload.offer.clone();
         let (sql, names) = (sql.clone(), self.settings.names.clone());
         Box::pin(async move {
@@ -220,15 +225,22 @@ impl Daemon {
                 }
                 None => Ok(None),
             };
-            let (catalog, offer) = (read(rules).await?, read(offer).await?);
+            // Before the catalog: what changes meanwhile is found by the next look.
+            let state = match &rules {
+                Some(_) => Some(catalog::state(&sql, version).await?),
+                None => None,
+            };
+            let catalog = read(rules.filter(|_| known.is_none() || known != state)).await?;
+            let offer = read(offer).await?;
             let slot = S::state(sql, &names).await?;
-            Ok(Checked { begin, slot, catalog, offer })
+            Ok(Checked { begin, slot, state, catalog, offer })
         })
     }
 
     /// Takes what was read.
     pub(super) fn checked(&mut self, checked: Checked, flow: &mut Flow, horizon: Option<Lsn>) {
         self.view.slot = checked.slot.unwrap_or_default();
+        self.reload.state = checked.state.or(self.reload.state.take());
         match checked.catalog {
             Some((rules, mut catalog)) if Rc::ptr_eq(&rules, &self.rules) => {
                 catalog.lies_between(checked.begin, horizon);
@@ -262,10 +274,11 @@ impl Daemon {
         self.reload.forget_unjudged();
         let share = share(self.settings.tag_memory, &rules);
         let (floor, log, alone) = (flow.floor(), flow.log(), rules.caches.len() == 1);
-        let origin = origin(server);
+        // The marker that a new lane finds may know more of the log than there was when the stream was opened.
+        let origin = Origin { log: server.log.max(flow.known_log()), ..origin(server) };
         flow.adopt(rules.clone(), share, |cache| {
             let mut lane = self.lane(cache, server, share, alone);
-            lane.begin(floor, log, origin.clone());
+            lane.begin(floor, log, origin.clone(), slot::forgets_tables(server.version));
             lane
         });
         self.registry.keep(&rules);
@@ -293,5 +306,5 @@ pub(super) fn share(tag_memory: usize, rules: &Rules) -> usize {
 
 /// The life of the server, as the markers say it.
 pub(super) fn origin(server: &Server) -> Origin {
-    Origin { timeline: server.timeline.clone(), crash: server.crash.clone() }
+    Origin { timeline: server.timeline.clone(), crash: server.crash.clone(), log: server.log }
 }

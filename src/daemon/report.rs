@@ -78,6 +78,14 @@ impl Daemon {
                 metrics.redis_error(cache, "futile");
                 tracing::error!(cache, address, commands, "{}; passed over", error.sentence);
             }
+            LaneEvent::Withheld(tags, error) => {
+                metrics.redis_error(cache, "withheld");
+                tracing::error!(cache, address, tags, "{}; they are owed, and tried again every 5 s", error.sentence);
+            }
+            LaneEvent::Lost(error) => {
+                metrics.redis_error(cache, "away");
+                tracing::warn!(cache, address, "{}; its keys wait, the others go on", error.sentence);
+            }
             LaneEvent::Detached(error) => {
                 metrics.redis_error(cache, "detached");
                 tracing::error!(
@@ -152,7 +160,7 @@ impl Daemon {
                 self.manager.ready();
                 self.manager.status("standby: another daemon holds the slot");
             }
-            Kind::Away | Kind::Renew | Kind::Blind => {
+            Kind::Away | Kind::Renew | Kind::Undecodable | Kind::Blind => {
                 tracing::warn!("{error}; trying again");
                 self.manager.status(&trying);
             }

@@ -1,14 +1,13 @@
 //! Between two streams.
 
-use std::future::pending;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep};
 
-use super::{Daemon, IDLE_LOOK};
+use super::Daemon;
 use crate::cache::gap::Gap;
-use crate::cache::lane::Event as LaneEvent;
-use crate::flow::Flow;
+use crate::cache::lane::Lane;
+use crate::setup::catalog::Catalog;
 use crate::shutdown::Shutdown;
 use crate::source::Server;
 
@@ -16,9 +15,23 @@ use crate::source::Server;
 const BLIND: Duration = Duration::from_secs(30);
 
 impl Daemon {
+    /// A process that starts without a slot has no lanes yet. Those that it makes have missed everything up to where the server is.
+    pub(super) fn see_blindly(&mut self, server: Server, catalog: Catalog) {
+        if self.flow.is_some() {
+            return;
+        }
+        let (mut flow, _) = self.resume(&server, None);
+        flow.resume_at(server.log, true, false);
+        self.begin(&mut flow, &server, server.log, server.log);
+        self.judge(catalog, &mut flow);
+        flow.disconnect();
+        self.flow = Some((server, flow));
+    }
+
     /// No slot, and none can be made yet.
     pub(super) fn resync_blindly(&mut self) {
         let Some((_, flow)) = &mut self.flow else { return };
+        flow.lanes.iter_mut().for_each(Lane::go_blind);
         if self.blind.is_some_and(|last| last.elapsed() < BLIND) {
             return;
         }
@@ -29,31 +42,6 @@ impl Daemon {
 
     /// Waits between two streams; the lanes go on with what they have. True if asked to stop.
     pub(super) async fn rest(&mut self, wait: Duration, shutdown: &mut Shutdown) -> bool {
-        let (until, mut turn) = (Instant::now() + wait, tokio::time::interval(IDLE_LOOK));
-        loop {
-            self.turn();
-            tokio::select! {
-                () = shutdown.asked() => return true,
-                () = sleep_until(until) => return false,
-                _ = turn.tick() => self.show_at_rest(),
-                asked = self.registry.asked() => drop(self.read_rules(asked)),
-                (index, event) = next_event(&mut self.flow) => {
-                    if let Some((server, flow)) = self.flow.take() {
-                        // Nothing here ends the wait.
-                        if let Err(error) = self.lane_event(&flow, index, event) {
-                            tracing::error!("{error}");
-                        }
-                        self.flow = Some((server, flow));
-                    }
-                }
-            }
-        }
-    }
-}
-
-async fn next_event(flow: &mut Option<(Server, Flow)>) -> (usize, LaneEvent) {
-    match flow {
-        Some((_, flow)) => flow.next_lane_event().await,
-        None => pending().await,
+        self.while_lanes_go_on(shutdown, Box::pin(sleep(wait))).await.is_none()
     }
 }

@@ -1,6 +1,6 @@
 //! The daemon as it is seen from outside: one [`Status`] for `/readyz`, `/status` and the metrics.
 
-use super::Daemon;
+use super::{Daemon, TRIES, Undecodable};
 use crate::cache::lane::Lane;
 use crate::flow::Flow;
 use crate::source::replication::slot;
@@ -126,6 +126,13 @@ impl Daemon {
                 reason("standby", "another daemon holds the slot; this one takes over when it is free")
             }
             (_, trouble) => reason("source", trouble.unwrap_or("the stream does not run yet")),
+        }
+        if let Some(Undecodable { received: position, times, .. }) = self.undecodable.as_ref().filter(|it| it.times > 1)
+        {
+            let message = format!(
+                "what comes behind {position} could not be decoded {times} times; after {TRIES} it is left behind, and everything goes stale"
+            );
+            reason("undecodable", &message);
         }
         if let Some(refused) = &self.reload.refused {
             reason("rules", refused);

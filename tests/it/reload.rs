@@ -146,7 +146,8 @@ async fn a_cache_with_new_options_is_made_stale_and_the_others_are_not() {
     world.rules(&text("y"));
     daemon.signal("HUP");
     daemon.wait_for_count("resync complete", 3);
-    assert_eq!((left(&mut a).await, left(&mut b).await), (vec!["a:1".to_owned()], vec!["page".to_owned()]));
+    let found = (left(&mut a).await, left(&mut b).await);
+    assert_eq!(found, (vec!["a:1".to_owned()], vec!["page".to_owned()]), "{}", daemon.log());
     // `repeat` may change without any of that, and what is owed moves along.
     world.rules(&text("y").replace("dialect: keys", "repeat: [200ms], dialect: keys"));
     daemon.signal("HUP");
@@ -211,6 +212,8 @@ async fn a_rule_whose_column_is_gone_is_degraded_until_it_fits_again() {
     }
     sql.batch_execute("ALTER TABLE first_model RENAME title TO name").await.unwrap();
     daemon.readyz(200);
+    // Until then the rows may have been read by another name.
+    daemon.wait_until_resynced();
     fill(&mut cache, &["n:x", "n:y"]).await;
     sql.batch_execute("INSERT INTO first_model VALUES (9, 'x')").await.unwrap();
     world.settled(&sql).await;

@@ -56,3 +56,41 @@ async fn a_paused_daemon_is_replaced_and_moves_nothing_back() {
     assert_eq!(first.log().matches(" resync: ").count(), 2, "{}", first.log());
     until("nothing is owed", || async { told(&cache).await > before }).await;
 }
+
+/// What another daemon has found and made up for while it had the slot is no news to the one that takes over again, though that one remembers another
+/// catalog; and a slot that the other has made anew is not dropped because of what was wrong with the one before.
+#[tokio::test]
+async fn what_the_other_daemon_has_seen_to_is_no_gap() {
+    let world = World::new().await;
+    world.setup(RULES);
+    let start = || world.start(&mut world.waltag("waltag", &["run", "--max-retained-wal", "32MiB"]));
+    let first = start();
+    first.wait_until_resynced();
+    let second = start();
+    second.wait_for("takes over when it is free");
+    let sql = world.sql().await;
+    world.settled(&sql).await;
+    first.signal("STOP");
+    // Too much for the first one's slot, which it will find when it wakes up.
+    let junk = "SELECT count(pg_logical_emit_message(false, 'x', repeat('x', 1000000))) FROM generate_series(1, 50)";
+    sql.batch_execute(junk).await.unwrap();
+    second.wait_for("streaming server");
+    second.wait_until_resynced();
+    sql.batch_execute("ALTER TABLE first_model ALTER id TYPE bigint").await.unwrap();
+    second.wait_for("was replaced, rewritten or published anew");
+    second.wait_until_resynced();
+    world.settled(&sql).await;
+    first.signal("CONT");
+    first.wait_for("takes over when it is free");
+    let (slots, gaps) =
+        (first.log().matches("created the replication slot").count(), first.log().matches(" resync: ").count());
+    assert_eq!(second.stop(), Some(0));
+    first.wait_for_count("streaming server", 2);
+    let looks = first.log().matches("looked at the catalog").count();
+    sql.batch_execute("INSERT INTO first_model VALUES (5)").await.unwrap();
+    world.settled(&sql).await;
+    first.wait_for_count("looked at the catalog", looks + 2);
+    let log = first.log();
+    assert_eq!(log.matches("created the replication slot").count(), slots, "{log}");
+    assert_eq!(log.matches(" resync: ").count(), gaps, "{log}");
+}

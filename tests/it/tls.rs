@@ -92,7 +92,7 @@ async fn every_sslmode_against_every_certificate() {
     let (ours, foreign) = (Authority::new(), Authority::new());
     let said = fail(&mut run(&world, "sslmode=require"), 78);
     assert!(said.contains("does not speak TLS") && said.contains("ssl = on"), "{said}");
-    assert_eq!(encrypted(&world, "sslmode=prefer").await, [false, false]);
+    assert_eq!(encrypted(&world, "sslmode=prefer").await, [false; 3]);
     let root = format!("sslrootcert={}", ours.root().display());
     let unknown = "signed by no authority that waltag trusts: give the authority's certificate as sslrootcert";
     let (right, other) = (ours.sign("right", &format!("DNS:{NAME}")), ours.sign("other", "DNS:other.test"));
@@ -102,15 +102,15 @@ async fn every_sslmode_against_every_certificate() {
         [(&right, None, None), (&other, None, Some("is not for db.test")), (&strange, Some(unknown), Some(unknown))]
     {
         serve(&mut world, certificate, &ours, TRUST);
-        assert_eq!(encrypted(&world, "sslmode=disable").await, [false, false]);
+        assert_eq!(encrypted(&world, "sslmode=disable").await, [false; 3]);
         for mode in ["prefer", "require"] {
-            assert_eq!(encrypted(&world, &format!("sslmode={mode}")).await, [true, true], "{mode}");
+            assert_eq!(encrypted(&world, &format!("sslmode={mode}")).await, [true; 3], "{mode}");
         }
         // A root certificate makes `require` look at the chain, as libpq does.
         for (mode, refusal) in [("require", chain), ("verify-ca", chain), ("verify-full", name)] {
             let parameters = format!("sslmode={mode}&{root}");
             match refusal {
-                None => assert_eq!(encrypted(&world, &parameters).await, [true, true], "{mode}"),
+                None => assert_eq!(encrypted(&world, &parameters).await, [true; 3], "{mode}"),
                 Some(sentence) => {
                     let said = fail(&mut run(&world, &parameters), 78);
                     assert!(said.contains(sentence), "{mode}: {said}");
@@ -173,7 +173,7 @@ async fn a_client_certificate_instead_of_a_password() {
     let said = fail(&mut run(&world, "sslmode=disable"), 78);
     assert!(said.contains("no encryption"), "{said}");
     let ours = format!("{full}&sslcert={}&sslkey={}", show(&certificate), show(&key));
-    assert_eq!(encrypted(&world, &ours).await, [true, true]);
+    assert_eq!(encrypted(&world, &ours).await, [true; 3]);
     let said = fail(&mut run(&world, &format!("{full}&sslcert={}", show(&certificate))), 78);
     assert!(said.contains("sslcert and sslkey go together"), "{said}");
     let said = fail(&mut run(&world, &format!("{full}&sslcert={0}&sslkey={0}", show(&certificate))), 78);
@@ -192,7 +192,7 @@ async fn a_certificate_that_signed_itself() {
     succeed(make.arg("-keyout").arg(path("key")).arg("-out").arg(path("crt")));
     serve(&mut world, &(path("crt"), path("key")), &authority, TRUST);
     let root = format!("sslrootcert={}", path("crt").display());
-    assert_eq!(encrypted(&world, &format!("sslmode=verify-full&{root}")).await, [true, true]);
+    assert_eq!(encrypted(&world, &format!("sslmode=verify-full&{root}")).await, [true; 3]);
     let url =
         format!("postgres://waltag@no.test:{}/shop?hostaddr=127.0.0.1&sslmode=verify-full&{root}", world.postgres.port);
     let said = fail(world.waltag("waltag", &["run"]).env("WALTAG_DATABASE_URL", url), 78);

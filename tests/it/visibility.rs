@@ -270,7 +270,8 @@ async fn the_marker_tells_how_far_this_redis_was_told() {
         let key = format!("waltag:{system}:waltag:{cache}");
         let mut fields: Vec<String> = redis::cmd("HKEYS").arg(&key).query_async(&mut redis).await.unwrap();
         fields.sort();
-        assert_eq!(fields, ["at", "crash", "done", "format", "lsn", "owner", "rules", "seq", "timeline"]);
+        let known = ["at", "commit", "crash", "done", "format", "log", "lsn", "owner", "rules", "seq", "timeline"];
+        assert_eq!(fields, known);
         let done: String = redis::cmd("HGET").arg(&key).arg("done").query_async(&mut redis).await.unwrap();
         let query = format!("SELECT '{done}'::pg_lsn >= '{confirmed}'::pg_lsn");
         assert!(sql.query_one(&query, &[]).await.unwrap().get::<_, bool>(0), "done {done} < confirmed {confirmed}");
