@@ -29,6 +29,14 @@ pub enum Fault {
     Rewritten,
     TooFarBehind,
     Promoted,
+    PutBack,
+    PutBackWhileAway,
+    RenamedInATransaction,
+    RenamedForAWhile,
+    Partitioned,
+    Unpublished,
+    PublicationSet,
+    KeysWithheld,
 }
 
 /// None of these may make anything stale that did not change.
@@ -56,6 +64,18 @@ pub const GAPS: [Fault; 9] = [
     Fault::TooFarBehind,
 ];
 
+/// What nobody had thought of, in a world of its own.
+pub const HOSTILE: [Fault; 8] = [
+    Fault::RenamedInATransaction,
+    Fault::PutBack,
+    Fault::KeysWithheld,
+    Fault::Partitioned,
+    Fault::Unpublished,
+    Fault::PutBackWhileAway,
+    Fault::RenamedForAWhile,
+    Fault::PublicationSet,
+];
+
 impl Fault {
     pub fn name(self) -> &'static str {
         match self {
@@ -77,28 +97,49 @@ impl Fault {
             Fault::Rewritten => "ddl",
             Fault::TooFarBehind => "max_retained_wal",
             Fault::Promoted => "promoted",
+            Fault::PutBack => "put_back",
+            Fault::PutBackWhileAway => "put_back_while_away",
+            Fault::RenamedInATransaction => "renamed",
+            Fault::RenamedForAWhile => "renamed_for_a_while",
+            Fault::Partitioned => "partitioned",
+            Fault::Unpublished => "unpublished",
+            Fault::PublicationSet => "publication_set",
+            Fault::KeysWithheld => "noperm",
         }
     }
 
-    /// How many caches owe a resync after it.
-    pub fn owes(self) -> u32 {
-        match self {
+    /// How many caches owe a resync after it; `None` if nobody can know.
+    pub fn owes(self) -> Option<u32> {
+        Some(match self {
             // Every cache: nobody knows what was not sent.
             Fault::SlotDropped | Fault::BackendKilled | Fault::PublicationRecreated | Fault::TooFarBehind => 6,
-            Fault::Promoted => 6,
+            Fault::Promoted | Fault::PutBackWhileAway => 6,
             // Every cache has templates of the table.
-            Fault::PublicationAltered | Fault::Rewritten => 6,
+            Fault::PublicationAltered | Fault::Rewritten | Fault::Unpublished | Fault::PublicationSet => 6,
+            // For a moment it was another table to its readers.
+            Fault::RenamedInATransaction => 6,
             // Those of that Redis.
             Fault::RedisRestarted | Fault::RedisFromACopy => 4,
             Fault::RedisEmptied => 1,
+            // Whether the catalog is looked at while the table bears another name is chance.
+            Fault::RenamedForAWhile | Fault::Partitioned => return None,
+            // Once because of what the daemon knows, and once more because of what the markers know if that is judged later.
+            Fault::PutBack => return None,
             _ => 0,
-        }
+        })
     }
 }
 
 impl Lab {
     /// Lets it happen; how many resyncs it owes.
     pub(super) async fn suffer(self: &Arc<Lab>, fault: Fault) -> u32 {
+        self.faults.fetch_add(1, Relaxed);
+        let owed = self.happens(fault).await;
+        self.faults.fetch_add(1, Relaxed);
+        owed
+    }
+
+    async fn happens(self: &Arc<Lab>, fault: Fault) -> u32 {
         let (sql, before) = (self.sql().await, self.resyncs().await);
         let execute =
             async |text: &str| sql.batch_execute(text).await.unwrap_or_else(|error| panic!("{text}: {error:?}"));
@@ -194,7 +235,8 @@ impl Lab {
                 let markers = async || {
                     let mut markers = Vec::new();
                     for url in [&self.urls.library, &self.urls.plain, &self.urls.stamps, &self.urls.sets] {
-                        markers.push(marker(url).await);
+                        // How often it was written.
+                        markers.push(marker(url, "seq").await);
                     }
                     markers
                 };
@@ -240,18 +282,36 @@ impl Lab {
                 // A TRUNCATE before the catalog is looked at would sweep what the resync is for.
                 let rest = self.rest.write().await;
                 execute("ALTER TABLE item ALTER val TYPE numeric USING val + 0; ALTER TABLE item ALTER val TYPE bigint USING val::bigint").await;
-                self.wait_for_resyncs(before + fault.owes()).await;
+                self.wait_for_resyncs(before + 6).await;
                 drop(rest);
             }
+            Fault::PutBack => self.is_put_back(false).await,
+            Fault::PutBackWhileAway => self.is_put_back(true).await,
+            Fault::RenamedInATransaction => self.is_renamed_in_a_transaction().await,
+            Fault::RenamedForAWhile => self.is_renamed_for_a_while().await,
+            Fault::Partitioned => self.is_partitioned(before).await,
+            Fault::Unpublished => {
+                // Writers go on in between.
+                execute("ALTER PUBLICATION waltag DROP TABLE item").await;
+                self.some_commits().await;
+                execute("ALTER PUBLICATION waltag ADD TABLE item").await;
+            }
+            Fault::PublicationSet => {
+                execute("ALTER PUBLICATION waltag SET TABLE bulk, probe, noise").await;
+                self.some_commits().await;
+                execute("ALTER PUBLICATION waltag SET TABLE noise, probe, item, bulk").await;
+            }
+            Fault::KeysWithheld => self.keys_are_withheld().await,
         }
-        if fault.owes() > 0 && !matches!(fault, Fault::RedisEmptied | Fault::RedisRestarted | Fault::RedisFromACopy) {
-            self.forgive(before + fault.owes()).await;
+        let Some(owes) = fault.owes() else { return self.what_came_of_it(fault, before).await };
+        if owes > 0 && !matches!(fault, Fault::RedisEmptied | Fault::RedisRestarted | Fault::RedisFromACopy) {
+            self.forgive(before + owes).await;
         }
-        fault.owes()
+        owes
     }
 
     /// What was committed before the resync began may not be in the ledger.
-    async fn forgive(&self, resyncs: u32) {
+    pub(super) async fn forgive(&self, resyncs: u32) {
         self.wait_for_resyncs(resyncs).await;
         *self.forgiven.lock().await = Instant::now();
     }

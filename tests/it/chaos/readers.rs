@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
-use super::{Lab, OTHER_CATEGORIES, OTHER_ROW, Urls, dice, session};
+use super::{BULK, Lab, OTHER_CATEGORIES, OTHER_ROW, dice, session};
 
 /// The longest that a computation takes: within the repeat.
 pub const SLOWEST: Duration = Duration::from_millis(400);
@@ -58,7 +58,7 @@ async fn read(lab: Arc<Lab>, protocol: Protocol) {
         let database = if protocol == Protocol::Plain { lab.urls.standby.clone() } else { lab.urls.primary() };
         tokio::time::sleep(Duration::from_millis(20)).await;
         let (Some(mut cache), Some(sql)) = (connect(url).await, session(&database).await) else { continue };
-        while let Ok(Some(hit)) = look(protocol, &mut cache, &sql).await {
+        while let Ok(Some(hit)) = look(&lab, protocol, &mut cache, &sql).await {
             lab.counts.reads.fetch_add(1, Relaxed);
             lab.counts.hits.fetch_add(u64::from(hit), Relaxed);
         }
@@ -84,10 +84,16 @@ pub async fn connect(url: &str) -> Option<MultiplexedConnection> {
 }
 
 /// Looks a record up, and computes it after a miss. Was it a hit? `None` if the database is away.
-async fn look(protocol: Protocol, cache: &mut MultiplexedConnection, sql: &Client) -> RedisResult<Option<bool>> {
+async fn look(
+    lab: &Lab,
+    protocol: Protocol,
+    cache: &mut MultiplexedConnection,
+    sql: &Client,
+) -> RedisResult<Option<bool>> {
     tokio::time::sleep(Duration::from_millis(dice(0..4))).await;
     let name = match dice(0..3) {
         0 => format!("cat:{}", dice(0..OTHER_CATEGORIES.end)),
+        1 if lab.hostile && protocol == Protocol::Library => format!("bulk:{}", dice(1..=BULK)),
         _ => format!("item:{}", dice(1..=OTHER_ROW)),
     };
     if fresh(protocol, cache, &name).await?.is_some() {
@@ -119,17 +125,18 @@ async fn look(protocol: Protocol, cache: &mut MultiplexedConnection, sql: &Clien
         }
         Protocol::Library => {
             let mut tags = BTreeMap::new();
-            let key = tag_key(&name);
-            let found: Option<String> = redis::cmd("GET").arg(&key).query_async(cache).await?;
-            let version = match found {
-                Some(version) => version,
-                None => {
-                    let version = rand::random::<u32>().to_string();
-                    redis::cmd("SET").arg(&key).arg(&version).arg("EX").arg(86_400).exec_async(cache).await?;
-                    version
-                }
-            };
-            tags.insert(key, version);
+            for key in library_tags(&name).iter().map(|tag| tag_key(tag)) {
+                let found: Option<String> = redis::cmd("GET").arg(&key).query_async(cache).await?;
+                let version = match found {
+                    Some(version) => version,
+                    None => {
+                        let version = rand::random::<u32>().to_string();
+                        redis::cmd("SET").arg(&key).arg(&version).arg("EX").arg(86_400).exec_async(cache).await?;
+                        version
+                    }
+                };
+                tags.insert(key, version);
+            }
             store(cache, &name, Record { value, tags }).await?;
         }
     }
@@ -175,11 +182,20 @@ fn tag_key(tag: &str) -> String {
     format!(":1:tag_07743_{digest}")
 }
 
+/// A record of the table `bulk` has the tag that stands for many, too.
+fn library_tags(name: &str) -> Vec<String> {
+    match name.strip_prefix("bulk:").and_then(|id| id.parse::<i32>().ok()) {
+        Some(id) => super::hostile::bulk_tags(id % super::hostile::COLLAPSING, &id.to_string()).into(),
+        None => vec![name.to_owned()],
+    }
+}
+
 /// What the database says. `None` if it is away.
 async fn compute(sql: &Client, name: &str) -> Option<String> {
     let (kind, number) = name.split_once(':').unwrap();
     let query = match kind {
         "item" => format!("SELECT string_agg(cat || '/' || val, ',') FROM item WHERE id = {number}"),
+        "bulk" => format!("SELECT string_agg(val::text, ',') FROM bulk WHERE id = {number}"),
         _ => format!("SELECT string_agg(id || '=' || val, ',' ORDER BY id) FROM item WHERE cat = {number}"),
     };
     let row = sql.query_one(&query, &[]).await.ok()?;
@@ -187,27 +203,31 @@ async fn compute(sql: &Client, name: &str) -> Option<String> {
 }
 
 /// Every record of every cache that would be taken for fresh and is not what the database says.
-pub async fn compare(urls: &Urls, sql: &Client, with_versions: bool) -> Vec<String> {
-    let mut stale = Vec::new();
+pub async fn compare(lab: &Lab, sql: &Client, with_versions: bool) -> Vec<String> {
+    let (mut stale, urls) = (Vec::new(), &lab.urls);
     let mut caches = vec![
         (Protocol::Library, "library", &urls.library),
-        (Protocol::Plain, "standby", &urls.plain),
+        (Protocol::Plain, if lab.hostile { "plain" } else { "standby" }, &urls.plain),
         (Protocol::Stamps, "stamps", &urls.stamps),
         (Protocol::Sets, "sets", &urls.sets),
     ];
     if with_versions {
         caches.push((Protocol::Versions, "versions", &urls.versions));
     }
-    let names: Vec<String> = (1..=OTHER_ROW)
+    let names = (1..=OTHER_ROW)
         .map(|id| format!("item:{id}"))
         .chain((0..OTHER_CATEGORIES.end).map(|cat| format!("cat:{cat}")))
-        .collect();
+        .chain((1..=if lab.hostile { BULK } else { 0 }).map(|id| format!("bulk:{id}")));
+    let mut truths = Vec::new();
+    for name in names {
+        let truth = compute(sql, &name).await.unwrap();
+        truths.push((name, truth));
+    }
     for (protocol, cache, url) in caches {
         let mut connection = connected(url).await;
-        for name in &names {
-            let truth = compute(sql, name).await.unwrap();
+        for (name, truth) in &truths {
             match fresh(protocol, &mut connection, name).await.unwrap() {
-                Some(cached) if cached != truth => stale.push(format!("{cache} {name}: {cached}, not {truth}")),
+                Some(cached) if cached != *truth => stale.push(format!("{cache} {name}: {cached}, not {truth}")),
                 _ => {}
             }
         }
@@ -215,9 +235,9 @@ pub async fn compare(urls: &Urls, sql: &Client, with_versions: bool) -> Vec<Stri
     stale
 }
 
-/// How often the daemon has written the marker of a cache, as Redis has it.
-pub async fn marker(url: &str) -> Option<u64> {
+/// A field of the marker of a cache, as Redis has it.
+pub async fn marker(url: &str, field: &str) -> Option<String> {
     let mut connection = connected(url).await;
     let found: Vec<String> = redis::cmd("KEYS").arg("waltag:*").query_async(&mut connection).await.ok()?;
-    redis::cmd("HGET").arg(found.first()?).arg("seq").query_async(&mut connection).await.ok()?
+    redis::cmd("HGET").arg(found.first()?).arg(field).query_async(&mut connection).await.ok()?
 }

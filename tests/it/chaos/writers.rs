@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, Error};
 
-use super::{CATEGORIES, Lab, ROWS, dice, session};
+use super::{BULK, CATEGORIES, Lab, ROWS, dice, session};
 
 /// Writes until it is aborted.
 pub async fn write(lab: Arc<Lab>, number: u32) {
@@ -40,6 +40,24 @@ pub async fn write(lab: Arc<Lab>, number: u32) {
     }
 }
 
+/// Commits without a pause until it is aborted, also while others rest. Each transaction takes half as long as the way to Redis and back, so there is
+/// always one that runs, and always a first pass that waits.
+pub async fn never_pause(lab: Arc<Lab>) {
+    loop {
+        let Some(sql) = session(&lab.urls.primary()).await else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        let update = || {
+            let id = dice(1..=5_000);
+            format!("BEGIN; UPDATE noise SET val = val + 1 WHERE id = {id}; SELECT pg_sleep(0.002); COMMIT")
+        };
+        while sql.batch_execute(&update()).await.is_ok() {
+            lab.counts.commits.fetch_add(1, Relaxed);
+        }
+    }
+}
+
 /// One transaction. What became of a commit whose answer did not come is asked of the server.
 async fn transaction(lab: &Lab, sql: &Client, number: u32) -> Result<(), Error> {
     let kind = dice(0..1_000);
@@ -51,6 +69,8 @@ async fn transaction(lab: &Lab, sql: &Client, number: u32) -> Result<(), Error> 
         0..4 if number == 0 => bulk(sql, &mut versions).await,
         4..8 if number == 0 => sql.batch_execute("TRUNCATE item").await,
         8..100 => savepoint(sql, &mut versions).await,
+        // Too few to collapse.
+        100..130 if lab.hostile => some_of_bulk(sql, &mut versions).await,
         _ => few(sql, &mut versions).await,
     };
     match done {
@@ -73,13 +93,16 @@ async fn transaction(lab: &Lab, sql: &Client, number: u32) -> Result<(), Error> 
 async fn committed(lab: &Lab, xid: &str) -> bool {
     let query = format!("SELECT coalesce(pg_xact_status('{xid}'), '') = 'committed'");
     loop {
-        // It may be lost, and readers may have seen it: what was committed before a promotion is forgiven.
-        if lab.promoted.load(Relaxed) {
+        // It may be lost, and readers may have seen it: what was committed before a promotion is forgiven, and so is what is undone.
+        if lab.promoted.load(Relaxed) || lab.undone.load(Relaxed) {
             return true;
         }
-        if let Ok(row) = lab.sql().await.query_one(&query, &[]).await {
+        if let Some(sql) = session(&lab.urls.primary()).await
+            && let Ok(row) = sql.query_one(&query, &[]).await
+        {
             return row.get(0);
         }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -119,15 +142,20 @@ async fn bulk(sql: &Client, versions: &mut Vec<u64>) -> Result<(), Error> {
     take(sql, &changed("bulk", "val = nextval('nonce')", "ORDER BY id FOR UPDATE"), versions).await
 }
 
+async fn some_of_bulk(sql: &Client, versions: &mut Vec<u64>) -> Result<(), Error> {
+    let rows = format!("WHERE id <= {BULK} AND id % 10 = {} ORDER BY id FOR UPDATE", dice(0..10));
+    take(sql, &changed("bulk", "val = nextval('nonce')", &rows), versions).await
+}
+
 /// An UPDATE that tells old and new versions.
-fn changed(table: &str, set: &str, which: &str) -> String {
+pub fn changed(table: &str, set: &str, which: &str) -> String {
     format!(
         "WITH o AS (SELECT id, val FROM {table} {which}) \
          UPDATE {table} t SET {set} FROM o WHERE o.id = t.id RETURNING o.val, t.val"
     )
 }
 
-async fn take(sql: &Client, statement: &str, versions: &mut Vec<u64>) -> Result<(), Error> {
+pub async fn take(sql: &Client, statement: &str, versions: &mut Vec<u64>) -> Result<(), Error> {
     for row in sql.query(statement, &[]).await? {
         let both: [Option<i64>; 2] = [row.get(0), row.get(1)];
         versions.extend(both.into_iter().flatten().map(|version| version as u64));
