@@ -214,26 +214,24 @@ impl Flow {
 
     /// Changes may have been missed on the way here: everything that the rules can reach goes stale in every cache.
     pub fn resync(&mut self, gap: &Gap) {
+        self.resync_those(gap, |_| true);
+    }
+
+    /// One cache has found that the server has another history: what the others know of the old one is as wrong, whatever their markers say.
+    pub fn resync_all(&mut self, gap: &Gap) {
+        let others = |lane: &Lane| lane.resyncing().is_none_or(|(known, _)| known.code != gap.code);
+        self.resync_those(gap, others);
+    }
+
+    fn resync_those(&mut self, gap: &Gap, concerned: impl Fn(&Lane) -> bool) {
         let floor = self.floor();
-        for lane in &mut self.lanes {
+        for lane in self.lanes.iter_mut().filter(|lane| concerned(lane)) {
             let name = lane.cache().name.clone();
             if lane.resyncing().is_none_or(|(known, _)| known.code != gap.code) {
                 tracing::warn!(cache = name, "resync: {gap}");
             }
             self.metrics.gap(&name, gap.code);
             lane.resync(gap.clone(), floor);
-        }
-    }
-
-    /// One cache has found that the server has another history: what the others know of the old one is as wrong, whatever their markers say.
-    pub fn resync_all(&mut self, gap: &Gap) {
-        let floor = self.floor();
-        for lane in &mut self.lanes {
-            if lane.resyncing().is_none_or(|(known, _)| known.code != gap.code) {
-                tracing::warn!(cache = lane.cache().name, "resync: {gap}");
-                self.metrics.gap(&lane.cache().name, gap.code);
-                lane.resync(gap.clone(), floor);
-            }
         }
     }
 

@@ -12,6 +12,13 @@ use crate::support::{World, fill, is_gone, outbox, redis_at, signal, until, unti
 
 const RULES: &str = r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: keys}}, rules: [{table: first_model, tags: ["row:<id>"]}]}"#;
 
+/// A column whose values cannot be decoded: an integer that is written as the label of an enum, and there is none.
+const UNDECODABLE: &str =
+    "CREATE TYPE bad; CREATE FUNCTION bad_in(cstring) RETURNS bad LANGUAGE internal IMMUTABLE STRICT AS 'int4in';
+     CREATE FUNCTION bad_out(bad) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'enum_out';
+     CREATE TYPE bad (input = bad_in, output = bad_out, like = int4);
+     ALTER TABLE first_model ADD COLUMN bad bad";
+
 /// Stands between the daemon and Redis and makes each way this much longer.
 pub async fn slow(target: u16, delay: Duration) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -221,15 +228,7 @@ async fn what_cannot_be_decoded_is_left_behind() {
     }
     let world = World::new().await;
     let sql = world.sql().await;
-    // An integer that is written as the label of an enum: there is none.
-    sql.batch_execute(
-        "CREATE TYPE bad; CREATE FUNCTION bad_in(cstring) RETURNS bad LANGUAGE internal IMMUTABLE STRICT AS 'int4in';
-         CREATE FUNCTION bad_out(bad) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'enum_out';
-         CREATE TYPE bad (input = bad_in, output = bad_out, like = int4);
-         ALTER TABLE first_model ADD COLUMN bad bad",
-    )
-    .await
-    .unwrap();
+    sql.batch_execute(UNDECODABLE).await.unwrap();
     world.setup(RULES);
     let daemon = world.watched();
     let mut cache = redis_at(&world.redis.url(0)).await.unwrap();
@@ -252,14 +251,7 @@ async fn what_cannot_be_decoded_behind_a_truncate_is_left_behind() {
     }
     let world = World::new().await;
     let sql = world.sql().await;
-    sql.batch_execute(
-        "CREATE TYPE bad; CREATE FUNCTION bad_in(cstring) RETURNS bad LANGUAGE internal IMMUTABLE STRICT AS 'int4in';
-         CREATE FUNCTION bad_out(bad) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'enum_out';
-         CREATE TYPE bad (input = bad_in, output = bad_out, like = int4);
-         ALTER TABLE first_model ADD COLUMN bad bad; CREATE TABLE junk (x text)",
-    )
-    .await
-    .unwrap();
+    sql.batch_execute(&format!("{UNDECODABLE}; CREATE TABLE junk (x text)")).await.unwrap();
     world.setup(RULES);
     let daemon = world.daemon();
     world.settled(&sql).await;

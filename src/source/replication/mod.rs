@@ -88,7 +88,7 @@ async fn open_at(
 }
 
 /// The session that reads the catalog, to the same server.
-pub(super) async fn open_catalog(
+async fn open_catalog(
     endpoint: &Endpoint,
     session: &Session,
     names: &Names,
