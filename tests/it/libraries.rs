@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::reader::{Reader, libraries};
-use crate::support::{LIMIT, World, root, succeed, until};
+use crate::support::{LIMIT, World, root, succeed};
 
 /// Where a library runs.
 #[derive(Clone, Copy, PartialEq)]
@@ -320,17 +320,17 @@ impl Case {
         sql.batch_execute("DELETE FROM shop.second_model; INSERT INTO shop.second_model VALUES (9, 30, 1, 'a', 'x')")
             .await
             .unwrap();
-        let daemon = world.daemon();
+        let daemon = world.watched();
         world.settled(&sql).await;
         let mut reader = self.reader(world, self.options);
         reader.set("witness", "old", &[&tag]);
         reader.ask(&json!({"op": "begin", "key": "late", "tags": [tag], "timeout": 3600}));
         sql.batch_execute("UPDATE shop.second_model SET name = 'b' WHERE id = 9").await.unwrap();
-        until("the first pass", || {
-            let value = reader.get_with("witness", &[&tag]);
-            async move { value == Value::Null }
-        })
-        .await;
+        // The first pass, and no repeat. Not by the reader: a read beside the pass lets bentocache put the stamp before it into its memory
+        // behind the message that drops it, and then only the repeat is seen.
+        let now: String = sql.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
+        assert_eq!(daemon.get(&format!("/wait?lsn={now}&timeout=60s")).0, 200);
+        assert_eq!(self.read(&mut reader, "witness", &tag, &Value::Null), Value::Null, "the first pass");
         reader.ask(&json!({"op": "finish", "key": "late", "value": "late"}));
         let left = reader.get_with("late", &[&tag]);
         assert_eq!(left, if closed { Value::Null } else { json!("late") }, "{more}");
