@@ -1,15 +1,15 @@
 //! Arguments -> settings -> runtime -> command -> exit code.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use waltag::cli::{Cli, Command, LogFormat, Prefer, Typed};
+use waltag::cli::{Cli, Command, Prefer, Typed};
 use waltag::command;
 use waltag::command::dialects::Form;
 use waltag::command::setup::Wish;
 use waltag::exit::Exit;
 use waltag::failure::Failure;
+use waltag::plain::lines;
 use waltag::settings::{self, Environment, Settings};
 
 fn main() -> ExitCode {
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     match start(cli, &environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:#}");
+            eprintln!("{}", lines(&format!("{error:#}")));
             let exit = error.downcast_ref::<Failure>().map_or(Exit::Bug, |failure| failure.exit);
             ExitCode::from(exit as u8)
         }
@@ -30,7 +30,8 @@ fn main() -> ExitCode {
 
 fn start(cli: Cli, environment: &Environment) -> anyhow::Result<()> {
     let format = settings::log_format(&cli.typed, environment).map_err(Failure::from)?;
-    log_to_stderr(format);
+    // stdout carries results, stderr the log.
+    let _written = waltag::log::start(format);
     // One thread is enough: one loop moves more changes per second than a walsender sends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(tokio::task::LocalSet::new().run_until(run(cli, environment)));
@@ -91,20 +92,4 @@ async fn run(cli: Cli, environment: &Environment) -> Result<(), Failure> {
 fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS }
-}
-
-/// stdout carries results, stderr the log. Under systemd the journal stamps the time itself.
-fn log_to_stderr(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal());
-    match (format, std::env::var_os("JOURNAL_STREAM").is_some()) {
-        (LogFormat::Json, _) => log.json().flatten_event(true).init(),
-        (LogFormat::Text, true) => log.without_time().init(),
-        (LogFormat::Text, false) => log.init(),
-    }
 }

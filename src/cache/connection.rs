@@ -3,6 +3,7 @@
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use super::Cache;
+use crate::plain::{message, plain};
 
 /// Why a cache did not take what it was sent.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -125,10 +126,10 @@ const WRAPPED: [&str; 6] = ["-READONLY", "-MISCONF", "-NOREPLICAS", "-LOADING", 
 /// The server's own words; redis-rs puts its category in front of them.
 fn said(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
-        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        (Some(code), Some(detail)) => format!("{} {}", plain(code), message(detail)),
         // Our own words.
         (None, Some(detail)) if error.kind() == ErrorKind::InvalidClientConfig => detail.to_owned(),
-        _ => error.to_string(),
+        _ => message(&error.to_string()).to_string(),
     }
 }
 

@@ -19,6 +19,7 @@ use std::io::Write;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::plain::lines;
 use crate::rules::Rules;
 use crate::rules::diagnostic::nearest;
 use crate::rules::tables::TableName;
@@ -68,5 +69,5 @@ async fn session(settings: &Settings) -> Result<(Session, Endpoint), Failure> {
 
 /// A line of the result. A reader that hangs up (`| head`) is no error.
 pub(crate) fn show(line: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    let _ = writeln!(std::io::stdout(), "{}", lines(&line.to_string()));
 }

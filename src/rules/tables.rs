@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::plain::plain;
+
 /// Schema and name exactly as in the catalog.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TableName {
@@ -27,7 +29,7 @@ pub enum TableSet {
 
 impl fmt::Display for TableName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.schema, self.name)
+        write!(f, "{}.{}", plain(&self.schema), plain(&self.name))
     }
 }
 
@@ -51,6 +53,18 @@ impl TableName {
     pub fn sql(&self) -> String {
         use crate::source::session::identifier;
         format!("{}.{}", identifier(&self.schema), identifier(&self.name))
+    }
+
+    /// What [`TableName::sql`] has written; nothing if it is anything else.
+    pub fn parse_sql(text: &str) -> Option<TableName> {
+        // What is escaped (U&"...") has lost its quotes' meaning: it is found by how it would be written.
+        let plain = TableName::parse(text).filter(|table| table.sql() == text);
+        plain.or_else(|| {
+            let (schema, rest) = unescaped(text)?;
+            let (name, rest) = unescaped(rest.strip_prefix('.')?)?;
+            let table = TableName { schema, name };
+            (rest.is_empty() && table.sql() == text).then_some(table)
+        })
     }
 
     /// Read as a pattern: does `table` match it?
@@ -103,6 +117,30 @@ impl fmt::Display for TableSet {
             }
         }
     }
+}
+
+/// An identifier in double quotes, with `U&` and escapes or without, and what follows.
+fn unescaped(text: &str) -> Option<(String, &str)> {
+    let Some(escaped) = text.strip_prefix("U&") else { return quoted(text) };
+    let (name, rest) = quoted(escaped)?;
+    let mut out = String::new();
+    let mut pieces = name.split('\\');
+    out.push_str(pieces.next()?);
+    while let Some(piece) = pieces.next() {
+        match piece.strip_prefix('+') {
+            Some(number) => {
+                out.push(char::from_u32(u32::from_str_radix(number.get(..6)?, 16).ok()?)?);
+                out.push_str(number.get(6..)?);
+            }
+            // Two of them are one.
+            None if piece.is_empty() => {
+                out.push('\\');
+                out.push_str(pieces.next()?);
+            }
+            None => return None,
+        }
+    }
+    Some((out, rest))
 }
 
 fn part(text: &str) -> Option<(String, &str)> {

@@ -5,6 +5,8 @@ use std::fmt;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
 
+use crate::plain::{message, plain};
+
 /// The fields of an ErrorResponse or NoticeResponse that people need (manual: "Error and Notice Message Fields").
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerError {
@@ -48,12 +50,12 @@ impl ServerError {
 
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.message, self.code)?;
+        write!(f, "{} ({})", message(&self.message), plain(&self.code))?;
         if let Some(detail) = &self.detail {
-            write!(f, "; {detail}")?;
+            write!(f, "; {}", message(detail))?;
         }
         if let Some(hint) = &self.hint {
-            write!(f, "; {hint}")?;
+            write!(f, "; {}", message(hint))?;
         }
         Ok(())
     }
