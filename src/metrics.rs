@@ -65,6 +65,8 @@ pub struct Metrics {
     pub memory_limit: Gauge,
     /// Transactions that no snapshot shows yet.
     pub fence_waiting: Gauge,
+    /// Lines of the log that were left out.
+    pub log_lost: Gauge,
 }
 
 impl Default for Metrics {
@@ -148,6 +150,11 @@ impl Default for Metrics {
             outbox: metric!("outbox_bytes", "Size of the outbox, what waits to be vacuumed included", Gauge::default()),
             memory_used: metric!("memory_used_bytes", "Bytes of tags on their way to Redis", Gauge::default()),
             memory_limit: metric!("memory_limit_bytes", "--tag-memory", Gauge::default()),
+            log_lost: metric!(
+                "log_lines_lost",
+                "Lines of the log that were left out: one place wrote too many, or nobody reads stderr",
+                Gauge::default()
+            ),
             fence_waiting: metric!("fence_waiting", "Transactions that readers do not see yet", Gauge::default()),
             registry,
         }

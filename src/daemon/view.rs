@@ -3,6 +3,7 @@
 use super::{Daemon, TRIES, Undecodable};
 use crate::cache::lane::Lane;
 use crate::flow::Flow;
+use crate::log;
 use crate::source::replication::slot;
 use crate::status::{Cache, Reason, Rules, Source, State, Status};
 
@@ -55,6 +56,8 @@ impl Daemon {
         metrics.memory_used.set(flow.size() as i64);
         metrics.memory_limit.set(self.settings.tag_memory as i64);
         metrics.fence_waiting.set(flow.fence.len() as i64);
+        metrics.log_lost.set(log::lost() as i64);
+        log::tell_lost();
         let of_lane = |lane: &'_ Lane| -> Vec<(String, String, bool)> {
             let name = &lane.cache().name;
             lane.replicas().map(|(place, up)| (name.clone(), place.to_owned(), up)).collect()
