@@ -17,8 +17,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_rustls::TlsConnector;
+
+use crate::files;
 
 /// How a connection is encrypted and verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +74,6 @@ impl Error {
 pub const ALERT: &str = "does it demand a client certificate (sslcert and sslkey) of an authority that it trusts?";
 
 /// A usable configuration.
-#[derive(Clone)]
 pub struct Tls {
     config: Arc<ClientConfig>,
     verify: Verify,
@@ -95,7 +95,10 @@ impl Tls {
         let config = match (certificate, key) {
             (Some(certificate), Some(key)) => {
                 let chain = certificates(certificate)?;
-                let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable("private key", key, error))?;
+                let private = {
+                    let content = files::read(key).map_err(|error| unusable("private key", key, error))?;
+                    PrivateKeyDer::from_pem_slice(&content).map_err(|error| unusable("private key", key, error))?
+                };
                 let made = builder.with_client_auth_cert(chain, private);
                 made.map_err(|error| unusable("client certificate and key", certificate, error))?
             }
@@ -137,8 +140,8 @@ fn roots(file: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, Error> {
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match read {
+    let content = files::read(file).map_err(|error| unusable("certificate", file, error))?;
+    match CertificateDer::pem_slice_iter(&content).collect::<Result<Vec<_>, _>>() {
         Ok(list) if list.is_empty() => Err(Error::new(format!("{} holds no certificate", file.display()))),
         read => read.map_err(|error| unusable("certificate", file, error)),
     }
@@ -221,34 +224,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(context)
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Stream<S> {
-    fn channel_binding(&self) -> ChannelBinding {
-        self.server_end_point().map_or_else(ChannelBinding::none, ChannelBinding::tls_server_end_point)
-    }
-}
-
-/// For tokio-postgres: a configuration and the host.
-pub struct Handshake(Tls, String);
-
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for Tls {
-    type Stream = Stream<S>;
-    type TlsConnect = Handshake;
-    type Error = Error;
-
-    fn make_tls_connect(&mut self, host: &str) -> Result<Handshake, Error> {
-        Ok(Handshake(self.clone(), host.to_owned()))
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for Handshake {
-    type Stream = Stream<S>;
-    type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Stream<S>, Error>> + Send>>;
-
-    fn connect(self, socket: S) -> Self::Future {
-        Box::pin(async move { self.0.connect(&self.1, socket).await })
     }
 }

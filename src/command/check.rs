@@ -5,6 +5,7 @@ use serde_json::json;
 use super::{session, show};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::plain::plain;
 use crate::rules::diagnostic::{self, Diagnostic, Severity};
 use crate::rules::{self, Rules};
 use crate::settings::{Environment, Settings, with_surroundings};
@@ -76,7 +77,7 @@ async fn ask(settings: &Settings, rules: &Rules) -> Result<Live, Failure> {
     let (refused, told) = verify::tables(rules, &catalog);
     let mut live = Live { problems: refused, ..Live::default() };
     live.problems.extend(told);
-    live.examples = examples::collect(&session, rules, &catalog).await.map_err(failed)?;
+    live.examples = examples::collect(&endpoint, rules, &catalog).await.map_err(failed)?;
     if settings.names.feed == Feed::Outbox {
         if !catalog.triggers.installed {
             live.notes.push("there is no outbox yet: `waltag setup --source outbox` prints the SQL".into());
@@ -97,6 +98,7 @@ async fn ask(settings: &Settings, rules: &Rules) -> Result<Live, Failure> {
             catalog.version % 10_000
         ));
     }
+    live.notes.extend(catalog.deaf.clone());
     let kept = session.value("SELECT current_setting('max_slot_wal_keep_size')").await.map_err(failed)?;
     if kept.as_deref() == Some("-1") {
         live.notes.push(
@@ -129,8 +131,8 @@ fn print_examples(examples: &[Example]) {
 /// In backquotes, so that blanks are seen.
 fn shortened(text: &str) -> String {
     match text.chars().count() {
-        0..=SHOWN => format!("`{text}`"),
-        more => format!("`{}...` ({more} characters)", text.chars().take(SHOWN).collect::<String>()),
+        0..=SHOWN => format!("`{}`", plain(text)),
+        more => format!("`{}...` ({more} characters)", plain(&text.chars().take(SHOWN).collect::<String>())),
     }
 }
 

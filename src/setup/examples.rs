@@ -13,10 +13,15 @@ use crate::rules::plan::written;
 use crate::rules::tables::TableName;
 use crate::rules::template::Name;
 use crate::rules::{Rules, value};
-use crate::source::session::{Error, Sql, identifier};
+use crate::source::endpoint::Endpoint;
+use crate::source::session::{Error, Session, identifier};
 
 /// Looking must not take longer than this per table.
 const LIMIT: Duration = Duration::from_secs(2);
+/// Rows that are looked at for one that has a value, ...
+const ROWS: usize = 1_000;
+/// ... in the first partitions.
+const MEMBERS: usize = 3;
 
 /// A placeholder with a value.
 #[derive(Clone, Debug)]
@@ -36,15 +41,15 @@ pub struct Example {
 }
 
 /// One example per placeholder and cache, for the types whose text differs.
-pub async fn collect(session: &Sql, rules: &Rules, catalog: &Catalog) -> Result<Vec<Example>, Error> {
+pub async fn collect(endpoint: &Endpoint, rules: &Rules, catalog: &Catalog) -> Result<Vec<Example>, Error> {
     let mut examples: Vec<Example> = Vec::new();
     for (name, _) in catalog.sorted() {
-        let values = values(session, rules, name, catalog).await?;
+        let values = values(endpoint, rules, name, catalog).await?;
         for rule in rules.of_table(name) {
             for tag in &rule.tags {
                 for (column, placeholder) in tag.template.columns() {
                     let Some(kind) = catalog.type_of(name, column).and_then(differing) else { continue };
-                    let value = values.get(column).cloned().flatten();
+                    let value = values.get(column).cloned();
                     let path = match &placeholder.name {
                         Name::Column(_, path) => path.as_slice(),
                         _ => &[],
@@ -72,30 +77,47 @@ pub async fn collect(session: &Sql, rules: &Rules, catalog: &Catalog) -> Result<
     Ok(examples)
 }
 
-/// A value of each such column of a table.
+/// A value of each such column of a table. By COPY of a table that holds rows, which reads what lies there and works out nothing: a view or a
+/// foreign table is refused, and neither expressions of indexes and constraints nor policies are looked at, which would run with our rights.
 async fn values(
-    session: &Sql,
+    endpoint: &Endpoint,
     rules: &Rules,
     name: &TableName,
     catalog: &Catalog,
-) -> Result<HashMap<String, Option<String>>, Error> {
+) -> Result<HashMap<String, String>, Error> {
     let templates = rules.of_table(name).flat_map(|rule| &rule.tags).flat_map(|tag| tag.template.columns());
-    let differs = |column: &&str| catalog.type_of(name, column).and_then(differing).is_some();
-    let mut columns: Vec<&str> = templates.map(|(column, _)| column).filter(differs).collect();
+    let Some(table) = catalog.tables.get(name).filter(|table| matches!(table.kind, 'r' | 'p')) else {
+        return Ok(HashMap::new());
+    };
+    let is_read = |column: &&str| {
+        let known = table.columns.iter().find(|known| known.name == *column);
+        known.is_some_and(|known| !known.generated && differing(known.type_oid).is_some())
+    };
+    let mut columns: Vec<&str> = templates.map(|(column, _)| column).filter(is_read).collect();
     columns.sort_unstable();
     columns.dedup();
-    if columns.is_empty() {
-        return Ok(HashMap::new());
+    let mut found = HashMap::new();
+    for member in table.members.iter().take(MEMBERS) {
+        let wanted: Vec<&str> = columns.iter().copied().filter(|column| !found.contains_key(*column)).collect();
+        if wanted.is_empty() {
+            break;
+        }
+        let list: Vec<String> = wanted.iter().map(|column| identifier(column)).collect();
+        let copy = format!("COPY {} ({}) TO STDOUT", member.table.sql(), list.join(", "));
+        // A session of its own: what is not read to its end is given up with it.
+        let session = Session::open(endpoint, "waltag check").await?;
+        let limits = format!("SET statement_timeout = {}; SET row_security = off", LIMIT.as_millis());
+        session.execute(&limits).await?;
+        // No SELECT, a policy, or too slow: nothing to show.
+        for row in session.copy(&copy, ROWS).await? {
+            for (column, value) in wanted.iter().zip(row) {
+                if let (Some(value), false) = (value, found.contains_key(*column)) {
+                    found.insert((*column).to_owned(), value);
+                }
+            }
+        }
     }
-    let one = |column: &&str| {
-        let column = identifier(column);
-        format!("(SELECT {column} FROM {} WHERE {column} IS NOT NULL LIMIT 1)", name.sql())
-    };
-    let query = format!("SELECT {}", columns.iter().map(one).collect::<Vec<_>>().join(", "));
-    // No SELECT, or too slow: nothing to show.
-    let rows = session.rows_within(LIMIT, &query).await?.unwrap_or_default();
-    let value = |at: usize| rows.first().and_then(|row| row.get(at)).map(str::to_owned);
-    Ok(columns.iter().enumerate().map(|(at, column)| ((*column).to_owned(), value(at))).collect())
+    Ok(found)
 }
 
 /// A type whose values are written differently by different languages.

@@ -7,7 +7,7 @@ use super::endpoint::Endpoint;
 use super::{dsn_defaults, dsn_tls};
 
 /// libpq's parameters that waltag takes.
-const KNOWN: [&str; 22] = [
+const KNOWN: [&str; 23] = [
     "user",
     "password",
     "dbname",
@@ -29,6 +29,7 @@ const KNOWN: [&str; 22] = [
     "sslcert",
     "sslkey",
     "channel_binding",
+    "require_auth",
     "application_name",
 ];
 /// libpq's parameters that change nothing here: which server is taken, and how TLS begins, is decided otherwise.
@@ -98,6 +99,11 @@ impl Dsn {
         let endpoints =
             Endpoint::all(&parameters, tls, |host, port| dsn_defaults::password(&parameters, host, port, environment))?;
         Ok(Dsn { endpoints, ignored })
+    }
+
+    /// Does this text hold a password?
+    pub fn names_password(text: &str) -> bool {
+        parameters(text).is_ok_and(|parameters| parameters.contains_key("password"))
     }
 
     /// Each host of the DSN, in order; at least one.

@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use super::dsn::{Environment, Error, Parameters};
+use crate::files;
 
 /// libpq's variables.
-const VARIABLES: [(&str, &str); 15] = [
+const VARIABLES: [(&str, &str); 16] = [
     ("host", "PGHOST"),
     ("hostaddr", "PGHOSTADDR"),
     ("port", "PGPORT"),
@@ -20,6 +21,7 @@ const VARIABLES: [(&str, &str); 15] = [
     ("sslcert", "PGSSLCERT"),
     ("sslkey", "PGSSLKEY"),
     ("channel_binding", "PGCHANNELBINDING"),
+    ("require_auth", "PGREQUIREAUTH"),
     ("passfile", "PGPASSFILE"),
     ("servicefile", "PGSERVICEFILE"),
 ];
@@ -78,8 +80,8 @@ fn section(name: &str, parameters: &Parameters, environment: Environment) -> Res
     let user_file = parameters.get("servicefile").cloned().or_else(|| environment("PGSERVICEFILE")).map(PathBuf::from);
     let user_file = user_file.or_else(|| home(environment, ".pg_service.conf"));
     let system = PathBuf::from(environment("PGSYSCONFDIR").unwrap_or_else(|| "/etc/postgresql-common".into()));
-    let files: Vec<PathBuf> = user_file.into_iter().chain([system.join("pg_service.conf")]).collect();
-    for text in files.iter().flat_map(std::fs::read_to_string) {
+    let places: Vec<PathBuf> = user_file.into_iter().chain([system.join("pg_service.conf")]).collect();
+    for text in places.iter().flat_map(|place| files::read_text(place)) {
         let heading = format!("[{name}]");
         let mut lines = text.lines().map(str::trim).skip_while(|line| *line != heading);
         if lines.next().is_none() {
@@ -89,7 +91,7 @@ fn section(name: &str, parameters: &Parameters, environment: Environment) -> Res
         let pairs = pairs.filter_map(|line| line.split_once('='));
         return Ok(pairs.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())).collect());
     }
-    let searched: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+    let searched: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
     Err(Error::Service(name.to_owned(), searched.join(", ")))
 }
 
@@ -102,7 +104,7 @@ pub(super) fn password(parameters: &Parameters, host: &str, port: u16, environme
     // The default socket directories go by the name localhost.
     let host = if matches!(host, "/var/run/postgresql" | "/tmp") { "localhost" } else { host };
     let wanted = [host, &port.to_string(), parameters.get("dbname")?, parameters.get("user")?];
-    std::fs::read_to_string(file).ok()?.lines().find_map(|line| {
+    files::read_text(&file).ok()?.lines().find_map(|line| {
         let fields = fields(line);
         let (password, pattern) = fields.split_last().filter(|(_, pattern)| pattern.len() == wanted.len())?;
         let matches = pattern.iter().zip(wanted).all(|(pattern, value)| pattern == "*" || pattern == value);

@@ -78,12 +78,11 @@ const TAKEN: [&str; 9] = [
     "ssl",
 ];
 /// libpq's parameters that waltag does not enforce, with their variables.
-const UNENFORCED: [(&str, &str); 7] = [
+const UNENFORCED: [(&str, &str); 6] = [
     ("sslcrl", "PGSSLCRL"),
     ("sslcrldir", "PGSSLCRLDIR"),
     ("sslcertmode", "PGSSLCERTMODE"),
     ("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION"),
-    ("require_auth", "PGREQUIREAUTH"),
     ("requirepeer", "PGREQUIREPEER"),
     ("requiressl", "PGREQUIRESSL"),
 ];
@@ -117,9 +116,7 @@ mod tests {
         assert!(mode_of("host=h user=u sslmode=require sslrootcert=system").unwrap_err().contains("verify-full"));
         assert!(mode_of("host=h user=u sslmode=verify-ca").unwrap_err().contains("sslrootcert"));
         assert!(mode_of("postgres://u@h/d?ssl=true").unwrap().unwrap().required);
-        for unenforced in
-            ["sslcrl=/x", "require_auth=scram-sha-256", "sslMode=verify-full", "ssl_min_protocol_version=TLSv1.3"]
-        {
+        for unenforced in ["sslcrl=/x", "sslMode=verify-full", "ssl_min_protocol_version=TLSv1.3"] {
             let said = mode_of(&format!("host=h user=u {unenforced}")).unwrap_err();
             assert!(said.contains("not enforced"), "{said}");
         }

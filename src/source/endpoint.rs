@@ -7,6 +7,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, Host, SslMode};
 
 use super::dsn::{Error, Parameters};
+use super::login::{self, Methods};
 use crate::tls::Mode;
 
 /// A connection that is cut without a word is noticed by the kernel after this much silence ...
@@ -22,6 +23,7 @@ pub struct Endpoint {
     config: Config,
     address: Address,
     tls: Option<Mode>,
+    methods: Methods,
 }
 
 /// Where a server listens.
@@ -56,6 +58,7 @@ impl Endpoint {
         let list =
             |name: &str| parameters.get(name).map(|list| list.split(',').collect::<Vec<_>>()).unwrap_or_default();
         let (hosts, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
+        let methods = parameters.get("require_auth").map_or(Ok(None), |text| login::methods(text))?;
         let mut endpoints = Vec::new();
         for index in 0..hosts.len().max(addresses.len()) {
             let port = match ports.get(index).or(ports.first()) {
@@ -94,7 +97,7 @@ impl Endpoint {
                 Some(Mode { required: false, .. }) => SslMode::Prefer,
                 Some(_) => SslMode::Require,
             });
-            endpoints.push(Endpoint { config, address, tls });
+            endpoints.push(Endpoint { config, address, tls, methods: methods.clone() });
         }
         Ok(endpoints)
     }
@@ -107,6 +110,11 @@ impl Endpoint {
     /// How the connection is encrypted; `None` if it is not.
     pub fn tls(&self) -> Option<&Mode> {
         self.tls.as_ref()
+    }
+
+    /// By which methods it may ask who we are.
+    pub fn methods(&self) -> &Methods {
+        &self.methods
     }
 
     /// The name that the server's certificate should be for.

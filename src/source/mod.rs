@@ -8,6 +8,8 @@ pub mod dsn;
 mod dsn_defaults;
 mod dsn_tls;
 pub mod endpoint;
+pub mod link;
+pub mod login;
 pub mod lsn;
 pub mod outbox;
 pub mod replica;

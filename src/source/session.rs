@@ -3,23 +3,28 @@
 
 use std::borrow::Cow;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::io;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use futures_util::Stream;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::config::{SslMode, SslNegotiation};
+use tokio_postgres::{AsyncMessage, Client, Connection, SimpleQueryMessage, SimpleQueryRow};
 
 use super::endpoint::Endpoint;
+use super::link::{self, Link, Meter, Shaken};
 use super::server_error::ServerError;
-use crate::tls::{self, Tls};
+use crate::plain::is_hidden;
 
 /// Settings that every session of ours pins, because role and database may set others and they change the text of
 /// values, hence the tags; `synchronous_commit` so that none of our own commits ever waits for a standby.
-pub const PINNED: [(&str, &str); 11] = [
+pub const PINNED: [(&str, &str); 13] = [
+    // Names in values (of type regclass) have their schema, as those that triggers write.
+    ("search_path", SEARCH_PATH),
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO"),
     ("TimeZone", "UTC"),
@@ -33,12 +38,24 @@ pub const PINNED: [(&str, &str); 11] = [
     ("default_transaction_read_only", "off"),
     // A look at the catalog of 2,500 tables took 16.8 s with it and 0.8 s without: its cost estimates are large, its rows few.
     ("jit", "off"),
+    // Names with odd characters are written as U&"...", which is refused without.
+    ("standard_conforming_strings", "on"),
 ];
+
+/// Where names are looked for that have no schema: whoever may write into a schema before it could put a function, an operator or a table of
+/// her own in the place of PostgreSQL's, and it would run with our rights (manual: "Writing SECURITY DEFINER Functions Safely").
+pub const SEARCH_PATH: &str = "pg_catalog, pg_temp";
+
+/// Before each statement, in the same transaction: behind a pooler each may have another server process, where nothing was set.
+const PIN: &str = "SET LOCAL search_path = pg_catalog, pg_temp;";
 
 /// Switches every limit off that role or database may set, as far as this version knows it: a stream that goes on for
 /// months is idle, and in one transaction, for longer than any of them.
 pub const UNLIMITED: &str = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN \
     ('statement_timeout', 'transaction_timeout', 'idle_session_timeout', 'idle_in_transaction_session_timeout')";
+
+/// What a row of an answer costs in memory beside its bytes.
+const ROW: u64 = 128;
 
 /// Our queries take milliseconds; one that takes this long is not coming back.
 pub const QUERY_LIMIT: Duration = Duration::from_secs(10);
@@ -55,7 +72,11 @@ pub type Answer = Pin<Box<dyn Future<Output = Result<Vec<SimpleQueryRow>, Error>
 
 /// The way to run queries on a session: also beside the loop that holds the session itself.
 #[derive(Clone)]
-pub struct Sql(Arc<Client>);
+pub struct Sql {
+    client: Arc<Client>,
+    /// Bounds what the server answers.
+    meter: Meter,
+}
 
 impl std::ops::Deref for Session {
     type Target = Sql;
@@ -88,28 +109,30 @@ impl From<tokio_postgres::Error> for Error {
             Some(server) => Error::Server(Box::new(ServerError::from_sql(server))),
             // The only word that tokio-postgres has for it.
             None if deepest(&error) == "password missing" => Error::NoPassword,
-            None if deepest(&error) == "server does not support TLS" => Error::Refused(NOT_SPOKEN.into()),
+            None if refused(&error) => Error::Refused(deepest(&error)),
             None if error.to_string().starts_with("authentication error") => Error::Refused(deepest(&error)),
-            None if deepest(&error).contains("received fatal alert") => {
-                Error::Refused(format!("the server refuses our side of TLS ({}): {}", deepest(&error), tls::ALERT))
-            }
-            None => match tls_error(&error) {
-                Some(tls::Error { sentence, transient: false }) => Error::Refused(sentence),
-                Some(tls::Error { sentence, .. }) => Error::Away(sentence),
-                None => Error::Away(deepest(&error)),
-            },
+            None => Error::Away(deepest(&error)),
         }
     }
 }
 
-/// A handshake that failed has our own error inside.
-fn tls_error(error: &tokio_postgres::Error) -> Option<tls::Error> {
-    std::error::Error::source(error)?.downcast_ref().cloned()
+impl From<link::Error> for Error {
+    fn from(error: link::Error) -> Error {
+        match error {
+            link::Error::Tls(sentence) => Error::Refused(sentence),
+            link::Error::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Error::Refused(error.to_string())
+            }
+            error => Error::Away(error.to_string()),
+        }
+    }
 }
 
-/// What a server without TLS means.
-pub const NOT_SPOKEN: &str =
-    "the server does not speak TLS, which sslmode demands: set ssl = on in postgresql.conf, or use sslmode=prefer";
+/// The link has refused what the server asks for, or the server our certificate.
+fn refused(error: &tokio_postgres::Error) -> bool {
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    io.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied && error.get_ref().is_some())
+}
 
 impl Error {
     /// The server did not answer a query in time.
@@ -132,7 +155,12 @@ impl Session {
     pub async fn open(endpoint: &Endpoint, name: &str) -> Result<Session, Error> {
         let session = Session::open_pooled(endpoint, name).await?;
         // SET, not startup options: poolers pass it on.
-        let pins: String = PINNED.iter().map(|(name, value)| format!("SET {name} = '{value}';")).collect();
+        let pin = |(name, value): &(&str, &str)| match *name {
+            // A list: quoted it would be one name.
+            "search_path" => format!("SET {name} = {value};"),
+            _ => format!("SET {name} = '{value}';"),
+        };
+        let pins: String = PINNED.iter().map(pin).collect();
         session.rows(&format!("{pins} {UNLIMITED}")).await?;
         Ok(session)
     }
@@ -144,18 +172,19 @@ impl Session {
         let limit = endpoint.connect_timeout();
         // One wake-up that waits is as good as many.
         let (wake, woken) = channel(1);
+        let meter = Meter::default();
+        let metered = meter.clone();
         let connecting = async {
-            let Some(mode) = endpoint.tls() else {
-                let (client, connection) = config.connect(NoTls).await?;
-                return Ok((client, tokio::spawn(drive(connection, wake))));
-            };
-            let tls = Tls::new(mode).map_err(|error| Error::Refused(error.sentence))?;
-            let (client, connection) = config.connect(tls).await?;
-            Ok::<_, Error>((client, tokio::spawn(drive(connection, wake))))
+            let link = Link::open(endpoint, Some(metered.clone())).await?;
+            // Hands have been shaken: for tokio-postgres that is TLS from the first byte, or none.
+            config.ssl_negotiation(SslNegotiation::Direct);
+            config.ssl_mode(if link.is_encrypted() { SslMode::Require } else { SslMode::Disable });
+            let (client, connection) = config.connect_raw(link, Shaken).await?;
+            Ok::<_, Error>((client, tokio::spawn(drive(connection, wake, metered))))
         };
         let connected = timeout(limit, connecting).await;
         let (client, driver) = connected.map_err(|_| Error::Away(format!("no answer within {limit:?}")))??;
-        Ok(Session { sql: Sql(Arc::new(client)), driver, woken })
+        Ok(Session { sql: Sql { client: Arc::new(client), meter }, driver, woken })
     }
 
     /// Somebody has notified a channel that it listens to. Cancel-safe; an error says that the session has ended.
@@ -178,31 +207,69 @@ impl Session {
 impl Sql {
     /// Runs statements that return nothing of interest.
     pub async fn execute(&self, sql: &str) -> Result<(), Error> {
-        Ok(self.0.batch_execute(sql).await?)
+        Ok(self.client.batch_execute(&format!("{PIN} {sql}")).await?)
+    }
+
+    /// Runs one statement that refuses to stand in a transaction with another (CREATE INDEX CONCURRENTLY). Every name in it has its schema.
+    pub async fn execute_alone(&self, sql: &str) -> Result<(), Error> {
+        Ok(self.client.batch_execute(sql).await?)
     }
 
     /// Runs one query by the simple protocol: every value is text, and poolers need no prepared statements. A server that
     /// does not answer within [`QUERY_LIMIT`] is gone.
     pub async fn rows(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, Error> {
-        let answer = timeout(QUERY_LIMIT, self.0.simple_query(sql));
-        Ok(rows(answer.await.map_err(|_| Error::mute())??))
+        self.rows_as_written(&format!("{PIN} {sql}")).await
     }
 
-    /// The same for a look that may be given up: nothing if it takes longer than `limit`, or is not allowed.
-    pub async fn rows_within(&self, limit: Duration, sql: &str) -> Result<Option<Vec<SimpleQueryRow>>, Error> {
-        let limit = limit.as_millis();
-        // Statements that are sent as one are one transaction.
-        match self.rows(&format!("SET LOCAL statement_timeout = {limit}; {sql}")).await {
-            Ok(rows) => Ok(Some(rows)),
-            Err(Error::Server(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
+    async fn rows_as_written(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, Error> {
+        let reading = async {
+            self.meter.renew();
+            let (mut rows, mut answer) = (Vec::new(), pin!(self.client.simple_query_raw(sql).await?));
+            while let Some(message) = poll_fn(|context| answer.as_mut().poll_next(context)).await {
+                if let SimpleQueryMessage::Row(row) = message? {
+                    self.meter.spend(ROW).map_err(|error| Error::Away(error.to_string()))?;
+                    rows.push(row);
+                }
+            }
+            Ok(rows)
+        };
+        timeout(QUERY_LIMIT, reading).await.map_err(|_| Error::mute())?
+    }
+
+    /// The first rows that a COPY ... TO STDOUT in its text form brings; none if the server refuses, or the statement takes too long. The session
+    /// must be dropped afterwards, because the rest still comes.
+    pub async fn copy(&self, copy: &str, most: usize) -> Result<Vec<Vec<Option<String>>>, Error> {
+        let reading = async {
+            self.meter.renew();
+            let stream = match self.client.copy_out(copy).await {
+                Ok(stream) => stream,
+                Err(error) if error.as_db_error().is_some() => return Ok(Vec::new()),
+                Err(error) => return Err(error.into()),
+            };
+            let (mut rows, mut stream) = (Vec::new(), pin!(stream));
+            // An error in between is the statement's own limit.
+            while let Some(Ok(line)) = poll_fn(|context| stream.as_mut().poll_next(context)).await {
+                rows.push(copied(&line));
+                if rows.len() >= most {
+                    break;
+                }
+            }
+            Ok(rows)
+        };
+        timeout(QUERY_LIMIT, reading).await.map_err(|_| Error::mute())?
     }
 
     /// The same beside a loop: the query runs while the future is polled, and does not borrow the session.
     pub fn ask(&self, sql: impl Into<Cow<'static, str>>) -> Answer {
         let (session, sql) = (self.clone(), sql.into());
         Box::pin(async move { session.rows(&sql).await })
+    }
+
+    /// The same for the statement that stands between a commit and its tags: every name in it has its schema, so nothing is set before it (0.03 ms
+    /// in place of 0.06).
+    pub fn ask_qualified(&self, sql: &'static str) -> Answer {
+        let session = self.clone();
+        Box::pin(async move { session.rows_as_written(sql).await })
     }
 
     /// First column of the first row.
@@ -218,12 +285,14 @@ impl Drop for Session {
 }
 
 /// Moves what is sent and received, and says when somebody has notified.
-async fn drive<S, T>(mut connection: Connection<S, T>, wake: Sender<()>) -> Result<(), tokio_postgres::Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-    T: AsyncRead + AsyncWrite + Unpin,
-{
+async fn drive(
+    mut connection: Connection<Link, Link>,
+    wake: Sender<()>,
+    meter: Meter,
+) -> Result<(), tokio_postgres::Error> {
     while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
+        // Nobody asked for it: a session that listens hears millions.
+        meter.renew();
         if let AsyncMessage::Notification(_) = message? {
             // Full: one is waiting already.
             let _ = wake.try_send(());
@@ -232,22 +301,70 @@ where
     Ok(())
 }
 
-/// The rows among a simple query's messages.
-fn rows(messages: Vec<SimpleQueryMessage>) -> Vec<SimpleQueryRow> {
-    let row = |message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
+/// The values of a row of COPY (manual: "COPY", Text Format).
+fn copied(line: &[u8]) -> Vec<Option<String>> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    let value = |text: &[u8]| {
+        if text == b"\\N" {
+            return None;
+        }
+        let mut bytes = text.iter();
+        let mut out = Vec::with_capacity(text.len());
+        while let Some(byte) = bytes.next() {
+            out.push(match byte {
+                b'\\' => match bytes.next() {
+                    Some(b'b') => 8,
+                    Some(b'f') => 12,
+                    Some(b'n') => b'\n',
+                    Some(b'r') => b'\r',
+                    Some(b't') => b'\t',
+                    Some(b'v') => 11,
+                    other => *other.unwrap_or(&b'\\'),
+                },
+                other => *other,
+            });
+        }
+        Some(String::from_utf8_lossy(&out).into_owned())
     };
-    messages.into_iter().filter_map(row).collect()
+    line.split(|byte| *byte == b'\t').map(value).collect()
 }
 
-/// A text as an SQL literal.
+/// A text as an SQL literal. Characters that are not seen as themselves are escaped: what is printed stays one line, and shows what it is.
 pub fn literal(text: &str) -> String {
-    postgres_protocol::escape::escape_literal(text)
+    if !text.contains(is_hidden) {
+        return postgres_protocol::escape::escape_literal(text);
+    }
+    let mut out = String::from(" E'");
+    for character in text.chars() {
+        match character {
+            '\'' => out.push_str("''"),
+            '\\' => out.push_str("\\\\"),
+            hidden if is_hidden(hidden) => out.push_str(&format!("\\U{:08X}", u32::from(hidden))),
+            other => out.push(other),
+        }
+    }
+    out + "'"
 }
 
-/// A name as an SQL identifier, always quoted.
+/// A name as an SQL identifier, always quoted; characters as in [`literal`] (manual: "Identifiers and Key Words", U&"").
 pub fn identifier(name: &str) -> String {
+    if !name.contains(is_hidden) {
+        return quoted(name);
+    }
+    let mut out = String::from("U&\"");
+    for character in name.chars() {
+        match character {
+            '"' => out.push_str("\"\""),
+            '\\' => out.push_str("\\\\"),
+            hidden if is_hidden(hidden) => out.push_str(&format!("\\+{:06X}", u32::from(hidden))),
+            other => out.push(other),
+        }
+    }
+    out + "\""
+}
+
+/// A name in double quotes and with nothing else about it: commands of replication know no other form, and nobody is shown them.
+pub fn quoted(name: &str) -> String {
     postgres_protocol::escape::escape_identifier(name)
 }
 
@@ -256,8 +373,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rows_of_copy() {
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(copied(b"a\\tb\\\\c\\n\t\\N\t\t\\\\N\n"), [text("a\tb\\c\n"), None, text(""), text("\\N")]);
+    }
+
+    #[test]
     fn quoting() {
         assert_eq!(identifier("odd \"name\""), "\"odd \"\"name\"\"\"");
         assert_eq!(literal("it's").trim(), "'it''s'");
+        assert_eq!(identifier("a\n\"\\; --"), "U&\"a\\+00000A\"\"\\\\; --\"");
+        assert_eq!(literal("a\n'\\; --").trim(), "E'a\\U0000000A''\\\\; --'");
     }
 }

@@ -8,7 +8,8 @@ use super::lsn::Xid;
 
 /// The query that [`Snapshot::parse`] reads, and the standby list of [`names_synchronous_standby`] with it: a setting
 /// that turns waltag into a synchronous standby is then noticed by the very poll that would wait for ever.
-pub const QUERY: &str = "SELECT pg_current_snapshot()::text, current_setting('synchronous_standby_names')";
+pub const QUERY: &str = "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text, \
+    pg_catalog.current_setting('synchronous_standby_names')";
 
 /// The same, and the highest number that a running transaction has. `xmax` is one more than the last transaction that has *ended*: the newest
 /// ones that run may stand above it, and on a quiet server do. Locks are visible to every role, those of prepared transactions

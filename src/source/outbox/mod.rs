@@ -257,8 +257,16 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
     };
     let (session, catalog, reader) = (open().await?, open().await?, open().await?);
     let failed = |error| Error::session("reading the server's state", &place, &error);
+    // Nothing is asked of a table, or of a function, before it is known whose it is: a view of a stranger's would run as us.
     let query = "SELECT current_setting('server_version_num'), pg_is_in_recovery(), \
-        to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.bloat') IS NOT NULL, current_setting('server_encoding')";
+        (SELECT count(*) = 3 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'waltag' \
+           AND (c.relname, c.relkind::text) IN (('outbox', 'r'), ('progress', 'r'), ('bloat', 'S'))), current_setting('server_encoding'), \
+        (SELECT (o.rolsuper OR o.rolname = current_user OR n.nspowner IN (SELECT datdba FROM pg_database WHERE datname = current_database()) \
+           OR EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_class c ON c.oid = t.tgrelid \
+             WHERE p.pronamespace = n.oid AND c.relowner = n.nspowner)) \
+           AND NOT EXISTS (SELECT FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE c.relnamespace = n.oid AND c.relowner <> n.nspowner AND NOT r.rolsuper) \
+           AND NOT EXISTS (SELECT FROM pg_proc p JOIN pg_roles r ON r.oid = p.proowner WHERE p.pronamespace = n.oid AND p.proowner <> n.nspowner AND NOT r.rolsuper) \
+         FROM pg_namespace n JOIN pg_roles o ON o.oid = n.nspowner WHERE n.nspname = 'waltag')";
     let rows = session.rows(query).await.map_err(failed)?;
     let field = |index: usize| rows.first().and_then(|row| row.get(index)).unwrap_or_default();
     let config = |sentence: String| Err(Error::permanent(Exit::Config, sentence));
@@ -266,6 +274,11 @@ async fn open_at(endpoint: &Endpoint, settings: &Settings, owner: &str) -> Resul
     if field(3) == "SQL_ASCII" {
         return config(format!(
             "the database at {place} is SQL_ASCII: nobody knows which characters its texts are made of"
+        ));
+    }
+    if field(2) == "t" && field(4) != "t" {
+        return config(format!(
+            "the schema `waltag` at {place}, or what stands in it, belongs to a role that owns neither the database nor a table with waltag's triggers: nothing of it is run"
         ));
     }
     if field(2) != "t" {

@@ -7,37 +7,39 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::{backend, frontend};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
-use tokio_postgres::Config;
 
 use super::super::clock::Timestamp;
-use super::super::endpoint::{Address, Endpoint};
+use super::super::endpoint::Endpoint;
+use super::super::link::{self, Link};
 use super::super::lsn::Lsn;
 use super::super::server_error::ServerError;
-use super::super::session::NOT_SPOKEN;
 use super::authentication::{self, Challenge};
-use crate::tls::{self, Tls};
+use super::oversized::{LARGE, Oversized};
 
 /// What is read at once, mostly.
 const BUFFER: usize = 64 << 10;
 /// A buffer that has held more than this is given back.
 const LARGEST_BUFFER: usize = 1 << 20;
+/// What is asked here has a few rows.
+const ANSWER: usize = 1 << 20;
+/// What a row costs beside its bytes.
+const ROW: usize = 64;
+/// Letter and length of a message.
+const HEADER: usize = 5;
 /// A write that the server does not take for this long means that it is gone: updates are 39 bytes a second.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
-
-/// Anything that carries bytes both ways.
-pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 
 /// An open replication connection. What was read and not yet understood stays in `read`, so [`Connection::next`] may be
 /// dropped at any await (it stands in a `select!`).
 pub struct Connection {
-    socket: Box<dyn Socket>,
+    socket: Link,
     read: BytesMut,
     /// The most that it has held.
     peak: usize,
+    /// A message that is too large to be held is being read.
+    large: Option<Oversized>,
     write: BytesMut,
 }
 
@@ -58,13 +60,16 @@ pub enum Frame {
 pub enum Error {
     /// The socket failed.
     #[error("{0}")]
-    Io(#[from] std::io::Error),
+    Io(std::io::Error),
     /// The server said no.
     #[error("{0}")]
     Server(Box<ServerError>),
     /// The server ended the stream.
     #[error("the server ended the replication stream")]
     Ended,
+    /// Nothing that it has to say here is so long.
+    #[error("the server sent {1} bytes as one message {0:?}")]
+    TooLarge(char, usize),
     /// The server did not say what the protocol promises.
     #[error("unexpected message {0:?} from the server")]
     Unexpected(char),
@@ -76,6 +81,26 @@ pub enum Error {
     Authentication(#[from] authentication::Error),
 }
 
+impl From<link::Error> for Error {
+    fn from(error: link::Error) -> Error {
+        match error {
+            link::Error::Io(error) => Error::from(error),
+            link::Error::Tls(sentence) => Error::Tls(sentence),
+            link::Error::Unexpected(tag) => Error::Unexpected(tag),
+        }
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Error {
+        match error.kind() {
+            // Of the link: the server asks for what it must not, or refuses our certificate.
+            std::io::ErrorKind::PermissionDenied if error.get_ref().is_some() => Error::Tls(error.to_string()),
+            _ => Error::Io(error),
+        }
+    }
+}
+
 /// A row of a replication command's answer, as text.
 pub type Row = Vec<Option<String>>;
 
@@ -83,17 +108,10 @@ impl Connection {
     /// Connects and logs in with `replication=database`. `settings` pins session settings against those of role and
     /// database: a startup parameter outranks `ALTER ROLE ... SET`.
     pub async fn open(endpoint: &Endpoint, settings: &[(&str, &str)]) -> Result<Connection, Error> {
-        let (socket, end_point): (Box<dyn Socket>, _) = match endpoint.address() {
-            Address::Tcp(host, port) => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
-                keep_alive(&stream, endpoint.config())?;
-                encrypt(stream, endpoint).await?
-            }
-            Address::Unix(path) => (Box::new(UnixStream::connect(path).await?), None),
-        };
+        let socket = Link::open(endpoint, None).await?;
+        let end_point = socket.end_point();
         let read = BytesMut::with_capacity(BUFFER);
-        let mut connection = Connection { socket, read, peak: 0, write: BytesMut::new() };
+        let mut connection = Connection { socket, read, peak: 0, large: None, write: BytesMut::new() };
         let config = endpoint.config();
         let user = config.get_user().unwrap_or_default();
         let mut parameters =
@@ -105,11 +123,8 @@ impl Connection {
         frontend::startup_message(parameters, &mut connection.write)?;
         connection.flush().await?;
         let challenge = Challenge::new(user, config.get_password(), end_point, config.get_channel_binding());
-        match connection.log_in(challenge).await {
-            // With TLS 1.3 the server judges our certificate only after the handshake.
-            Err(Error::Io(error)) if tls::is_alert(&error) => Err(Error::Tls(tls::explain(&error, endpoint.name()))),
-            logged_in => logged_in.map(|()| connection),
-        }
+        connection.log_in(challenge).await?;
+        Ok(connection)
     }
 
     async fn log_in(&mut self, mut challenge: Challenge<'_>) -> Result<(), Error> {
@@ -134,10 +149,14 @@ impl Connection {
     pub async fn query(&mut self, command: &str) -> Result<Vec<Row>, Error> {
         frontend::query(command, &mut self.write)?;
         self.flush().await?;
-        let (mut rows, mut failure) = (Vec::new(), None);
+        let (mut rows, mut failure, mut size) = (Vec::new(), None, 0);
         loop {
             match self.message().await? {
                 backend::Message::DataRow(body) => {
+                    size += body.buffer().len() + ROW;
+                    if size > ANSWER {
+                        return Err(Error::TooLarge('D', size));
+                    }
                     let mut row = Row::new();
                     let mut ranges = body.ranges();
                     while let Some(range) = ranges.next()? {
@@ -174,6 +193,9 @@ impl Connection {
 
     async fn skip_copy_both_response(&mut self) -> Result<bool, Error> {
         loop {
+            if let Some((tag, length)) = self.too_large()? {
+                return Err(Error::TooLarge(char::from(tag), length));
+            }
             if let Some(header) = backend::Header::parse(&self.read)? {
                 let length = header.len() as usize + 1;
                 if header.tag() != b'W' {
@@ -201,7 +223,17 @@ impl Connection {
     /// A frame that has already arrived, without touching the socket.
     pub fn buffered(&mut self) -> Result<Option<Frame>, Error> {
         loop {
-            let data = match backend::Message::parse(&mut self.read)? {
+            if let Some(large) = &mut self.large {
+                let Some((end, data)) = large.take(&mut self.read).map_err(Error::Unexpected)? else { return Ok(None) };
+                self.large = None;
+                return Ok(Some(Frame::XLogData { end, data }));
+            }
+            if let Some((b'd', length)) = self.too_large()? {
+                self.read.advance(HEADER);
+                self.large = Some(Oversized::new(length));
+                continue;
+            }
+            let data = match self.parse()? {
                 None => return Ok(None),
                 Some(backend::Message::CopyData(body)) => body.into_bytes(),
                 Some(backend::Message::NoticeResponse(body)) => {
@@ -250,11 +282,27 @@ impl Connection {
 
     async fn message(&mut self) -> Result<backend::Message, Error> {
         loop {
-            if let Some(message) = backend::Message::parse(&mut self.read)? {
+            if let Some(message) = self.parse()? {
                 return Ok(message);
             }
             self.fill().await?;
         }
+    }
+
+    /// The next message, if it is there. One that is too large is none of ours: answers have a few lines.
+    fn parse(&mut self) -> Result<Option<backend::Message>, Error> {
+        match self.too_large()? {
+            Some((tag, length)) => Err(Error::TooLarge(char::from(tag), length)),
+            None => Ok(backend::Message::parse(&mut self.read)?),
+        }
+    }
+
+    /// Letter and length of the next message if it is larger than [`LARGE`].
+    fn too_large(&self) -> Result<Option<(u8, usize)>, Error> {
+        let header = backend::Header::parse(&self.read)?;
+        // Its length counts itself.
+        let length = |header: &backend::Header| (header.len() as usize).saturating_sub(HEADER - 1);
+        Ok(header.map(|header| (header.tag(), length(&header))).filter(|(_, length)| *length > LARGE))
     }
 
     async fn fill(&mut self) -> Result<(), Error> {
@@ -283,45 +331,6 @@ impl Connection {
 }
 
 /// SSLRequest, before anything else is said (manual: "SSL Session Encryption"). What SCRAM binds to comes along.
-async fn encrypt(mut stream: TcpStream, endpoint: &Endpoint) -> Result<(Box<dyn Socket>, Option<Vec<u8>>), Error> {
-    let Some(mode) = endpoint.tls() else { return Ok((Box::new(stream), None)) };
-    let mut request = BytesMut::new();
-    frontend::ssl_request(&mut request);
-    stream.write_all(&request).await?;
-    // One byte and no more: what a man in the middle puts behind it must not be taken for the server's encrypted words.
-    match stream.read_u8().await? {
-        b'S' => {
-            let tls = Tls::new(mode).map_err(|error| Error::Tls(error.to_string()))?;
-            let stream = tls.connect(endpoint.name(), stream).await.map_err(|error| match error.transient {
-                true => Error::Io(std::io::Error::other(error.sentence)),
-                false => Error::Tls(error.sentence),
-            })?;
-            let end_point = stream.server_end_point();
-            Ok((Box::new(stream), end_point))
-        }
-        b'N' if mode.required => Err(Error::Tls(NOT_SPOKEN.into())),
-        b'N' => Ok((Box::new(stream), None)),
-        // An error, for example a server without a process to spare.
-        other => Err(Error::Unexpected(char::from(other))),
-    }
-}
-
-/// The same signs of life that tokio-postgres gives the SQL session.
-fn keep_alive(stream: &TcpStream, config: &Config) -> std::io::Result<()> {
-    let socket = socket2::SockRef::from(stream);
-    if config.get_keepalives() {
-        let mut probes = socket2::TcpKeepalive::new().with_time(config.get_keepalives_idle());
-        if let Some(interval) = config.get_keepalives_interval() {
-            probes = probes.with_interval(interval);
-        }
-        if let Some(retries) = config.get_keepalives_retries() {
-            probes = probes.with_retries(retries);
-        }
-        socket.set_tcp_keepalive(&probes)?;
-    }
-    socket.set_tcp_user_timeout(config.get_tcp_user_timeout().copied())
-}
-
 fn server_error(fields: backend::ErrorFields<'_>) -> Error {
     Error::Server(Box::new(ServerError::from_fields(fields)))
 }

@@ -5,6 +5,7 @@ pub mod connection;
 pub mod creation;
 pub mod error;
 pub mod feedback;
+pub mod oversized;
 pub mod pgoutput;
 pub mod relations;
 pub mod slot;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 use super::dsn::Dsn;
 use super::endpoint::Endpoint;
 use super::lsn::Lsn;
-use super::session::{self, PINNED, Session, Sql, UNLIMITED, identifier, literal};
+use super::session::{self, PINNED, Session, Sql, UNLIMITED, literal, quoted};
 use super::{CRASH_MARKS, Hear, MESSAGES, Server, Source, Stream, deliver, first_fit};
 use crate::cache::gap::Gap;
 use crate::exit::Exit;
@@ -119,8 +120,6 @@ async fn connect(endpoint: &Endpoint, session: &Session, names: &Names, place: &
     settings.extend([("wal_sender_timeout", WAL_SENDER_TIMEOUT), ("application_name", names.slot.as_str())]);
     // From the first moment: a role's limit may be shorter than the way to our first query.
     settings.push(("idle_session_timeout", "0"));
-    // Names in values (of type regclass) have their schema, as those that triggers write.
-    settings.push(("search_path", "pg_catalog"));
     let connecting = Connection::open(endpoint, &settings);
     let limit = endpoint.connect_timeout();
     let connection = tokio::time::timeout(limit, connecting)
@@ -178,14 +177,15 @@ impl Replication {
         let found = session.value(&query).await;
         let found = found.map_err(|error| Error::session("looking for the publications", &self.place, &error))?;
         self.inserts = found.is_some();
-        let mut publications = identifier(&names.publication);
+        let mut publications = quoted(&names.publication);
         if self.inserts {
-            publications = format!("{publications},{}", identifier(&inserts));
+            publications = format!("{publications},{}", quoted(&inserts));
         }
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}, messages 'true')",
-            identifier(&self.slot),
-            literal(&publications).trim()
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}', messages 'true')",
+            quoted(&self.slot),
+            // Commands of replication know no escapes but this (repl_scanner.l).
+            publications.replace('\'', "''")
         );
         let started = self.connection.start_replication(&command).await;
         started.map_err(|error| Error::stream("starting the stream", &self.place, &error))

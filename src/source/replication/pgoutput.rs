@@ -5,6 +5,7 @@
 
 use super::super::clock::Timestamp;
 use super::super::lsn::{Lsn, Xid};
+use super::oversized::LEFT_OUT;
 
 /// A message of the stream. Origin, which waltag has no use for, is [`Message::Other`].
 #[derive(Debug, PartialEq)]
@@ -83,6 +84,8 @@ pub enum Value<'a> {
     Unchanged,
     /// Text output of the type.
     Text(&'a [u8]),
+    /// Too long to be held ([`super::oversized`]): sent, and not to be had.
+    LeftOut,
     /// Binary output; never asked for, so never seen.
     Binary(&'a [u8]),
 }
@@ -259,6 +262,7 @@ impl<'a> Reader<'a> {
         match self.u8()? {
             b'n' => Ok(Value::Null),
             b'u' => Ok(Value::Unchanged),
+            LEFT_OUT => Ok(Value::LeftOut),
             kind @ (b't' | b'b') => {
                 let length = self.u32()? as usize;
                 let bytes = self.take(length)?;

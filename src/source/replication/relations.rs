@@ -383,8 +383,8 @@ impl Relation {
             Value::Null => Cell::Null,
             Value::Unchanged => Cell::Unknown,
             // The session asked for UTF-8 text; anything else is not a value that a template could write.
-            Value::Text(bytes) => std::str::from_utf8(bytes).map_or(Cell::Unknown, Cell::Text),
-            Value::Binary(_) => Cell::Unknown,
+            Value::Text(bytes) => std::str::from_utf8(bytes).map_or(Cell::Lost, Cell::Text),
+            Value::LeftOut | Value::Binary(_) => Cell::Lost,
         };
         tuple.values().zip(&self.columns).take(self.plan.width).map(cell).collect()
     }
