@@ -31,7 +31,7 @@ ALTER TABLE waltag.progress ADD COLUMN IF NOT EXISTS skipped bigint NOT NULL DEF
 -- A waltag that is gone for good must not fill the disk. When so many bytes are owed nothing more is written down (0: no bound). The sequence goes
 -- up instead, whatever becomes of the transaction; whoever sees it move makes everything stale, empties the table, and lets the others see it.
 CREATE SEQUENCE IF NOT EXISTS waltag.skipped;
-CREATE OR REPLACE FUNCTION waltag.outbox_limit() RETURNS bigint LANGUAGE sql IMMUTABLE AS 'SELECT {limit}::bigint';
+CREATE OR REPLACE FUNCTION waltag.outbox_limit() RETURNS bigint LANGUAGE sql IMMUTABLE RETURN {limit}::bigint;
 -- What is deleted and not vacuumed, because of an old snapshot, is not owed: the daemon says how many bytes there are while little is.
 CREATE SEQUENCE IF NOT EXISTS waltag.bloat MINVALUE 0 START 0;
 CREATE OR REPLACE FUNCTION waltag.measure_outbox() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp

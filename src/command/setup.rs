@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{load, session, show};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::plain::plain;
 use crate::rules::Rules;
 use crate::settings::{Environment, Settings};
 use crate::setup::catalog::{self, Catalog};
@@ -44,6 +45,8 @@ pub async fn setup(settings: &Settings, environment: &Environment, wish: Wish<'_
         show(format_args!("-- Nothing to do: the database has what the rules need."));
         return Ok(());
     }
+    superior(&session, &place).await?.iter().for_each(show);
+    show(HEAD);
     for statement in &statements {
         show(format_args!("{}\n", statement));
         if apply {
@@ -56,6 +59,23 @@ pub async fn setup(settings: &Settings, environment: &Environment, wish: Wish<'_
         show(format_args!("-- Nothing was changed; `--apply` runs these statements one at a time."));
     }
     Ok(())
+}
+
+/// What is printed may be run by somebody whose search_path has other schemas first.
+const HEAD: &str = "SET search_path = pg_catalog, pg_temp;\nSET standard_conforming_strings = on;\n";
+
+/// A superuser is told who would do.
+async fn superior(session: &Session, place: &str) -> Result<Option<String>, Failure> {
+    let query = "SELECT current_user FROM pg_roles WHERE rolname = current_user AND rolsuper";
+    let name = session.value(query).await;
+    let name = name.map_err(|error| Failure::from(Error::session("reading the catalog", place, &error)))?;
+    Ok(name.map(|name| {
+        format!(
+            "-- {} is a superuser. The owner of the tables would do, with CREATE on the database; a superuser only has to make the role below, if it is to\n\
+             -- replicate (on PostgreSQL 16 and later CREATEROLE with REPLICATION does that, too), and an index or a trigger on the tables of others.\n",
+            plain(&name)
+        )
+    }))
 }
 
 /// `run --setup`: the same, without a word on stdout. The connecting role is the daemon's, so none is made.
@@ -81,7 +101,7 @@ async fn plan(
     let failed = |error: sql::Error| Error::session("reading the catalog", place, &error);
     let catalog = catalog::read(session, rules, &settings.names).await.map_err(failed)?;
     let role = role(session, wish.role, settings.names.feed).await.map_err(failed)?;
-    let named = Tags::read(session).await.map_err(failed)?;
+    let named = Tags::read(session, wish.role).await.map_err(failed)?;
     if let (Some(stranger), false) = (&named.stranger, wish.remove) {
         let sentence = format!(
             "the schema `waltag`, or something in it, belongs to {stranger}, who could then do what this role may: run setup as {stranger}, or drop the schema first"
@@ -94,7 +114,7 @@ async fn plan(
         }
         refuse_wrong_rules(rules, &catalog)?;
         let mut statements = outbox::apply(rules, &catalog, &role, settings.max_retained_wal);
-        statements.extend(named.apply(Feed::Outbox, catalog.triggers.notify));
+        statements.extend(named.apply(Feed::Outbox, catalog.triggers.notify, wish.role));
         return Ok(statements);
     }
     if wish.remove {
@@ -118,7 +138,7 @@ async fn plan(
     };
     let statements = statements::apply(rules, &catalog, &decided, &role);
     let mut statements = statements.map_err(|refusals| Failure::new(Exit::Rules, refusals.join("\n")))?;
-    statements.extend(named.apply(Feed::Replication, false));
+    statements.extend(named.apply(Feed::Replication, false, wish.role));
     Ok(statements)
 }
 
@@ -169,10 +189,11 @@ async fn execute(session: &Session, lock_timeout: Duration, statement: &Statemen
     session.execute(&limit).await.map_err(|error| failed(&error))?;
     for attempt in 1..=ATTEMPTS {
         let cleared = match &statement.clear {
-            Some(clear) if attempt > 1 => session.execute(clear).await,
+            Some(clear) if attempt > 1 => session.execute_alone(clear).await,
             _ => Ok(()),
         };
         let done = match cleared {
+            Ok(()) if statement.alone => session.execute_alone(&statement.text).await,
             Ok(()) => session.execute(&statement.text).await,
             failed => failed,
         };

@@ -142,9 +142,7 @@ fn columns(case: &Case, catalog: Option<&Catalog>) -> Result<Vec<Typed>, String>
         let declared = case.columns.iter().find(|(_, column, _)| column == name).map(|(.., sql)| sql.clone());
         let is_declared = declared.is_some() || table.is_some();
         let (type_oid, sql) = match (declared, table) {
-            (Some(sql), _)
-                if !sql.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_ .,()[]\"".contains(&byte)) =>
-            {
+            (Some(sql), _) if !is_type_name(&sql) => {
                 return Err(format!("`{sql}` is not the name of a type"));
             }
             (Some(sql), _) => (type_named(&sql), sql),
@@ -163,6 +161,29 @@ fn columns(case: &Case, catalog: Option<&Catalog>) -> Result<Vec<Typed>, String>
         columns.push(Typed { bound: Column { name: name.clone(), type_oid, key: true }, sql, declared: is_declared });
     }
     Ok(columns)
+}
+
+/// The name of a type with its numbers, and nothing that could be more: it becomes part of a statement.
+fn is_type_name(sql: &str) -> bool {
+    let bare = match (sql.split_once('('), sql.rsplit_once(')')) {
+        (None, None) => sql.to_owned(),
+        (Some((head, _)), Some((within, tail))) => {
+            let numbers = within.strip_prefix(head).and_then(|numbers| numbers.strip_prefix('('));
+            if !numbers
+                .is_some_and(|numbers| numbers.bytes().all(|byte| byte.is_ascii_digit() || b", ".contains(&byte)))
+            {
+                return false;
+            }
+            format!("{head}{tail}")
+        }
+        _ => return false,
+    };
+    let mut brackets = bare.trim_end();
+    while let Some(less) = brackets.strip_suffix("[]") {
+        brackets = less;
+    }
+    brackets.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_ .\"".contains(&byte))
+        && brackets.matches('"').count() % 2 == 0
 }
 
 /// A built-in type by its SQL name; text where it is none of these.

@@ -9,6 +9,7 @@ use super::catalog::{Catalog, Member};
 use super::statements::remembered;
 use super::verify;
 use crate::cache::coverage;
+use crate::plain::plain;
 use crate::rules::Rules;
 use crate::source::session::{Error, Sql};
 
@@ -164,10 +165,10 @@ fn index(member: &Member, candidate: &Candidate, needed: &BTreeSet<String>) -> R
     for name in &columns {
         let column = candidate.columns.iter().find(|column| column.name == **name);
         match column {
-            Some(Column { nullable: true, .. }) => return Err(format!("`{name}` can be NULL")),
-            Some(Column { generated: true, .. }) => return Err(format!("`{name}` is generated")),
+            Some(Column { nullable: true, .. }) => return Err(format!("`{}` can be NULL", plain(name))),
+            Some(Column { generated: true, .. }) => return Err(format!("`{}` is generated", plain(name))),
             Some(Column { longest: Some(longest), .. }) => length += longest,
-            _ => return Err(format!("values of `{name}` can be too long for an index, or have no order")),
+            _ => return Err(format!("values of `{}` can be too long for an index, or have no order", plain(name))),
         }
     }
     if length > LONGEST_KEY {

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::catalog::Catalog;
 use super::identity::INDEX_PREFIX;
 use super::statements::{Role, Statement, remembered};
+use crate::rules::tables::TableName;
 use crate::source::session::{Error, Sql, identifier, literal};
 
 /// What only the way back needs to know.
@@ -14,6 +15,9 @@ pub struct Remains {
     pub slot: Option<String>,
     /// Tables, as SQL, that another publication sends the updates of and that nothing would identify as they were before.
     pub still_published: HashSet<String>,
+    /// Tables, as SQL, that the owner of the publication could not have altered: whoever owns it writes what is remembered, and must not have the
+    /// tables of others changed by it.
+    pub foreign: HashSet<String>,
     /// Indexes that setup made, as SQL, with their tables, and whether they identify rows.
     pub indexes: Vec<(String, String, bool)>,
 }
@@ -24,27 +28,33 @@ impl Remains {
         let query = format!("SELECT 1 FROM pg_replication_slots WHERE slot_name = {}", literal(slot));
         let mut remains = Remains { slot: session.value(&query).await?.map(|_| slot.to_owned()), ..Remains::default() };
         for (table, previous) in remembered(catalog) {
-            let query = still_published(&table, &previous, catalog);
-            if session.value(&query).await?.as_deref() == Some("t") {
+            let Some(name) = TableName::parse_sql(&table) else { continue };
+            let query = still_published(&name, &previous, catalog);
+            let rows = session.rows(&query).await?;
+            let yes = |index: usize| rows.first().and_then(|row| row.get(index)) == Some("t");
+            if yes(0) {
                 remains.still_published.insert(table);
+            } else if yes(1) {
+                remains.foreign.insert(table);
             }
         }
         let query = format!(
-            "SELECT quote_ident(n.nspname) || '.' || quote_ident(k.relname), n.nspname, c.relname, i.indisreplident FROM pg_index i \
+            "SELECT k.relname, n.nspname, c.relname, i.indisreplident FROM pg_index i \
              JOIN pg_class k ON k.oid = i.indexrelid JOIN pg_class c ON c.oid = i.indrelid \
-             JOIN pg_namespace n ON n.oid = k.relnamespace WHERE starts_with(k.relname, '{INDEX_PREFIX}') ORDER BY 1"
+             JOIN pg_namespace n ON n.oid = k.relnamespace WHERE starts_with(k.relname, '{INDEX_PREFIX}') ORDER BY 2, 1"
         );
         for row in session.rows(&query).await? {
             let field = |index: usize| row.get(index).unwrap_or_default();
             let table = format!("{}.{}", identifier(field(1)), identifier(field(2)));
-            remains.indexes.push((field(0).to_owned(), table, field(3) == "t"));
+            let index = format!("{}.{}", identifier(field(1)), identifier(field(0)));
+            remains.indexes.push((index, table, field(3) == "t"));
         }
         Ok(remains)
     }
 }
 
 /// Would an UPDATE of the table fail with its previous identity, because another publication sends it?
-fn still_published(table: &str, previous: &str, catalog: &Catalog) -> String {
+fn still_published(table: &TableName, previous: &str, catalog: &Catalog) -> String {
     let ours = format!("{}, {}", literal(&catalog.publication.name), literal(&catalog.inserts.name));
     let by_schema = match catalog.version {
         150_000.. => {
@@ -60,9 +70,12 @@ fn still_published(table: &str, previous: &str, catalog: &Catalog) -> String {
     format!(
         "SELECT NOT {identified} AND EXISTS (SELECT FROM pg_publication p WHERE (p.pubupdate OR p.pubdelete) AND p.pubname NOT IN ({ours}) \
          AND (p.puballtables {by_schema} OR EXISTS (SELECT FROM pg_publication_rel pr WHERE pr.prpubid = p.oid \
-           AND (pr.prrelid = c.oid OR pr.prrelid IN (SELECT pg_partition_ancestors(c.oid)))))) \
-         FROM pg_class c WHERE c.oid = to_regclass({})",
-        literal(table)
+           AND (pr.prrelid = c.oid OR pr.prrelid IN (SELECT pg_partition_ancestors(c.oid)))))), \
+         NOT EXISTS (SELECT FROM pg_publication p JOIN pg_roles o ON o.oid = p.pubowner WHERE p.pubname IN ({ours}) \
+           AND (o.rolsuper OR pg_has_role(o.oid, c.relowner, 'MEMBER'))) \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = {} AND c.relname = {}",
+        literal(&table.schema),
+        literal(&table.name)
     )
 }
 
@@ -87,7 +100,7 @@ pub fn remove(catalog: &Catalog, remains: &Remains, role: &Role) -> Vec<Statemen
         if *identifies && (!restored.contains_key(table) || remains.still_published.contains(table)) {
             continue;
         }
-        statements.push(Statement::new(format!("DROP INDEX CONCURRENTLY IF EXISTS {index};")));
+        statements.push(Statement::alone(format!("DROP INDEX CONCURRENTLY IF EXISTS {index};")));
     }
     statements.extend(role.removal());
     statements
@@ -101,8 +114,12 @@ fn restore(catalog: &Catalog, remains: &Remains) -> Statement {
         if remains.still_published.contains(&table) {
             block.push_str(&format!(
                 "\n-- {} keeps its identity: another publication sends it, and its UPDATE would fail without one.",
-                table.replace(char::is_control, "?")
+                table
             ));
+            continue;
+        }
+        if remains.foreign.contains(&table) {
+            block.push_str(&format!("\n-- {table} keeps its identity: it is not a table of the publication's owner."));
             continue;
         }
         let previous = match identity.split_once(' ') {

@@ -10,6 +10,7 @@ use super::identity::{Change, Identity, Indexable};
 use super::lists::Lists;
 use super::{harm, lists, publishing};
 use crate::rules::Rules;
+use crate::rules::tables::TableName;
 use crate::source::session::{identifier, literal};
 
 const ROLE: &str = include_str!("../../migrations/role.sql");
@@ -30,12 +31,19 @@ pub struct Statement {
     pub text: String,
     /// What clears away an attempt that could not have its lock: an index that was begun stays there, invalid, until the next run.
     pub clear: Option<String>,
+    /// It refuses to stand in a transaction with another.
+    pub alone: bool,
 }
 
 impl Statement {
     /// A statement that leaves nothing behind when it fails.
     pub fn new(text: impl Into<String>) -> Statement {
-        Statement { text: text.into().trim_end().to_owned(), clear: None }
+        Statement { text: text.into().trim_end().to_owned(), clear: None, alone: false }
+    }
+
+    /// The same for one that builds or drops an index beside the writers.
+    pub fn alone(text: impl Into<String>) -> Statement {
+        Statement { alone: true, ..Statement::new(text) }
     }
 }
 
@@ -111,11 +119,12 @@ pub fn apply(rules: &Rules, catalog: &Catalog, decided: &Decided, role: &Role) -
     // neither an identity that nobody remembers nor a published table whose updates fail.
     if !catalog.publication.exists {
         let generated = if catalog.version >= 180_000 { ", publish_generated_columns = stored" } else { "" };
-        statements.push(Statement::new(PUBLICATION.replace("{publication}", &name).replace("{generated}", generated)));
+        let values = [("publication", name.clone()), ("generated", generated.to_owned())];
+        statements.push(Statement::new(fill(PUBLICATION, &values)));
     }
     if !catalog.inserts.exists && !wanted.inserts.is_empty() {
         let name = identifier(&catalog.inserts.name);
-        statements.push(Statement::new(INSERTS.replace("{publication}", &name)));
+        statements.push(Statement::new(fill(INSERTS, &[("publication", name.clone())])));
         statements.push(Statement::new(format!("COMMENT ON PUBLICATION {name} IS '{MARK}inserts';")));
     }
     if ours && !catalog.sends_generated {
@@ -158,7 +167,7 @@ fn change_identity(change: &Change, decided: &Decided, ours: bool) -> Vec<Statem
         let because = change.because.as_ref().map(|reason| format!("-- No index can do: {reason}.\n"));
         let later = if decided.virtual_columns { LATER } else { "" };
         let cost = format!("{}{forgotten}{later}", Cost::of_full(cost));
-        let text = IDENTITY.replace("{table}", &table).replace("{cost}", &cost);
+        let text = fill(IDENTITY, &[("table", table), ("cost", cost)]);
         return vec![Statement::new(because.unwrap_or_default() + &text)];
     };
     let schema = identifier(&change.member.table.schema);
@@ -168,7 +177,7 @@ fn change_identity(change: &Change, decided: &Decided, ours: bool) -> Vec<Statem
     let mut statements = Vec::new();
     let known = made.iter().find(|index| index.name == *name);
     if known.is_some_and(|index| !index.valid) {
-        statements.push(Statement::new(format!("-- An index that was begun and not finished.\n{}", drop(name))));
+        statements.push(Statement::alone(format!("-- An index that was begun and not finished.\n{}", drop(name))));
     }
     if !known.is_some_and(|index| index.valid) {
         let columns: Vec<String> = columns.iter().map(|column| identifier(column)).collect();
@@ -177,14 +186,13 @@ fn change_identity(change: &Change, decided: &Decided, ours: bool) -> Vec<Statem
             identifier(name),
             columns.join(", ")
         );
-        statements.push(Statement { text, clear: Some(drop(name)) });
+        statements.push(Statement { clear: Some(drop(name)), ..Statement::alone(text) });
     }
-    let text = INDEX.replace("{table}", &table).replace("{index}", &identifier(name));
     let cost = format!("{}{forgotten}", Cost::of_index(cost));
-    statements.push(Statement::new(text.replace("{cost}", &cost)));
+    statements.push(Statement::new(fill(INDEX, &[("table", table), ("index", identifier(name)), ("cost", cost)])));
     let former = made.iter().filter(|index| index.name != *name);
     statements
-        .extend(former.map(|index| Statement::new(format!("-- Replaced by the one above.\n{}", drop(&index.name)))));
+        .extend(former.map(|index| Statement::alone(format!("-- Replaced by the one above.\n{}", drop(&index.name)))));
     statements
 }
 
@@ -194,10 +202,12 @@ fn role_statements(role: &Role) -> Vec<Statement> {
         true => format!("ALTER ROLE {name} LOGIN;\nGRANT rds_replication TO {name};"),
         false => format!("ALTER ROLE {name} LOGIN REPLICATION;"),
     };
-    let mut create = ROLE.replace("{role}", &name);
-    if role.by_membership {
-        create = create.replace(" LOGIN REPLICATION;", &format!(" LOGIN;\nGRANT rds_replication TO {name};"));
-    }
+    let create = match role.by_membership {
+        true => {
+            fill(&ROLE.replace(" LOGIN REPLICATION;", " LOGIN;\nGRANT rds_replication TO {role};"), &[("role", name)])
+        }
+        false => fill(ROLE, &[("role", name)]),
+    };
     for_role(role, create, &replication)
 }
 
@@ -222,13 +232,46 @@ fn identity_of(member: &Member) -> String {
     }
 }
 
-/// Identities that an earlier run has changed, by quoted table name, from the publication's comment.
+/// Identities that an earlier run has changed, by table as SQL, from the publication's comment. Whoever owns the publication can write what she
+/// likes there, so what is not the name of a table, or not as setup writes it, is nothing.
 pub fn remembered(catalog: &Catalog) -> BTreeMap<String, String> {
     let comment = catalog.publication.comment.as_deref().and_then(|comment| comment.strip_prefix(MARK));
-    comment.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default()
+    let known: BTreeMap<String, String> = comment.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
+    known.into_iter().filter(|(table, _)| TableName::parse_sql(table).is_some()).collect()
+}
+
+/// Fills the braces of a template in one pass: a table or a column may be called `{cost}`.
+pub(super) fn fill(template: &str, values: &[(&str, String)]) -> String {
+    let mut out = String::new();
+    let mut rest = template;
+    while let Some((head, tail)) = rest.split_once('{') {
+        out.push_str(head);
+        let known = values.iter().find_map(|(name, value)| Some((tail.strip_prefix(name)?.strip_prefix('}')?, value)));
+        match known {
+            Some((tail, value)) => {
+                out.push_str(value);
+                rest = tail;
+            }
+            None => {
+                out.push('{');
+                rest = tail;
+            }
+        }
+    }
+    out + rest
 }
 
 /// Is this a comment of setup's?
 pub fn is_ours(comment: Option<&str>) -> bool {
     comment.is_some_and(|comment| comment.starts_with(MARK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_no_template() {
+        assert_eq!(fill("{a} {b} {c", &[("a", "{b}".to_owned()), ("b", "x".to_owned())]), "{b} x {c");
+    }
 }

@@ -60,7 +60,7 @@ async fn an_index_and_lists_do_what_full_does_for_less() {
     let update = "UPDATE item SET name = name || 'x'";
     let full = wal(&sql, update).await / 3000.0;
     let said = succeed(&mut world.waltag("postgres", &WAL));
-    for words in ["CREATE UNIQUE INDEX CONCURRENTLY", "What fails later", "by a sample of 2000"] {
+    for words in ["CREATE UNIQUE INDEX CONCURRENTLY", "What fails later", "by the statistics of 2000 rows"] {
         assert!(said.contains(words), "{words}\n{said}");
     }
     assert_eq!(state(&sql).await, "i id,category_id; d id");

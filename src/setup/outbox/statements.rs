@@ -6,7 +6,7 @@ use super::triggers::{TRUNCATE, Trigger, Triggers};
 use crate::rules::Rules;
 use crate::rules::plan::{REST, WATCHED};
 use crate::setup::catalog::Catalog;
-use crate::setup::statements::{MARK, Role, Statement, for_role};
+use crate::setup::statements::{MARK, Role, Statement, fill, for_role};
 use crate::source::session::{identifier, literal};
 
 const TABLES: &str = include_str!("../../../migrations/outbox.sql");
@@ -32,10 +32,15 @@ pub fn apply(rules: &Rules, catalog: &Catalog, role: &Role, limit: u64) -> Vec<S
     let notify = if triggers.notify { NOTIFY } else { SILENT };
     if !triggers.installed || triggers.notifies != triggers.notify || triggers.limit != Some(limit) {
         let names = ["outbox_limit", "measure_outbox", "empty_outbox"];
-        let ours = if triggers.installed { String::new() } else { ours_alone(true, &names) };
-        let tables = TABLES.replace("{notify}", notify).replace("{limit}", &limit.to_string());
-        let tables = tables.replace("{ours_alone}", &ours).replace("{owed}", OWED);
-        statements.push(Statement::new(tables));
+        let ours = if triggers.installed {
+            String::new()
+        } else {
+            ours_alone(&["outbox", "progress", "skipped", "bloat"], &names)
+        };
+        let owed = OWED.to_owned();
+        let values =
+            [("notify", notify.to_owned()), ("limit", limit.to_string()), ("ours_alone", ours), ("owed", owed)];
+        statements.push(Statement::new(fill(TABLES, &values)));
     }
     if !role.reads_outbox {
         let name = identifier(&role.name);
@@ -69,21 +74,24 @@ pub fn apply(rules: &Rules, catalog: &Catalog, role: &Role, limit: u64) -> Vec<S
 
 /// Takes away again what default privileges have given to others, of new tables and of these functions: values of every row pass here, and
 /// who deletes them hides a change.
-pub(in crate::setup) fn ours_alone(tables: bool, functions: &[&str]) -> String {
-    let names: Vec<String> = functions.iter().map(|name| literal(name)).collect();
-    let relations = match tables {
-        true => {
-            "SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, c.oid::regclass::text AS name, a.grantee AS who FROM pg_class c, aclexplode(c.relacl) a \
-             WHERE c.relnamespace = 'waltag'::regnamespace AND c.relkind IN ('r', 'S') AND a.grantee <> c.relowner UNION "
-        }
-        false => "",
+pub(in crate::setup) fn ours_alone(relations: &[&str], functions: &[&str]) -> String {
+    if relations.is_empty() && functions.is_empty() {
+        return String::new();
+    }
+    let list = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| literal(name)).collect();
+        format!("ARRAY[{}]::name[]", names.join(", "))
     };
     format!(
-        "DO $waltag$ DECLARE one record; BEGIN\n  FOR one IN {relations}SELECT 'FUNCTION' AS kind, p.oid::regprocedure::text AS name, a.grantee AS who FROM pg_proc p, aclexplode(p.proacl) a \
-         WHERE p.pronamespace = 'waltag'::regnamespace AND p.proname IN ({names}) AND a.grantee <> p.proowner LOOP\n    \
+        "DO $waltag$ DECLARE one record; BEGIN\n  FOR one IN SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, c.oid::regclass::text AS name, \
+         a.grantee AS who FROM pg_class c, aclexplode(c.relacl) a \
+         WHERE c.relnamespace = 'waltag'::regnamespace AND c.relname = ANY ({relations}) AND a.grantee <> c.relowner UNION \
+         SELECT 'FUNCTION', p.oid::regprocedure::text, a.grantee FROM pg_proc p, aclexplode(p.proacl) a \
+         WHERE p.pronamespace = 'waltag'::regnamespace AND p.proname = ANY ({functions}) AND a.grantee <> p.proowner LOOP\n    \
          EXECUTE format('REVOKE ALL ON %s %s FROM %s', one.kind, one.name, CASE one.who WHEN 0 THEN 'PUBLIC' ELSE one.who::regrole::text END);\n  \
          END LOOP;\nEND $waltag$;",
-        names = names.join(", ")
+        relations = list(relations),
+        functions = list(functions)
     )
 }
 
@@ -184,7 +192,7 @@ fn function(carrier: &Carrier, need: &Need, notify: &str) -> String {
     let comment = format!("{MARK}{}", serde_json::to_string(need).unwrap_or_default());
     let declarations = if need.watched.is_empty() { "" } else { "  before record;\n  rest boolean;\n" };
     let values = [
-        ("table", on_one_line(&carrier.table.to_string())),
+        ("table", carrier.table.to_string()),
         ("function", format!("waltag.{}", identifier(&function_of(carrier.oid)))),
         ("names", array(names)),
         ("columns", array(columns)),
@@ -205,36 +213,10 @@ fn function(carrier: &Carrier, need: &Need, notify: &str) -> String {
     fill(CHANGED, &[&values[..], &[("dollars", dollars)]].concat())
 }
 
-/// Fills the braces of a template in one pass: a column may be called `{notify}`.
-fn fill(template: &str, values: &[(&str, String)]) -> String {
-    let mut out = String::new();
-    let mut rest = template;
-    while let Some((head, tail)) = rest.split_once('{') {
-        out.push_str(head);
-        let known = values.iter().find_map(|(name, value)| Some((tail.strip_prefix(name)?.strip_prefix('}')?, value)));
-        match known {
-            Some((tail, value)) => {
-                out.push_str(value);
-                rest = tail;
-            }
-            None => {
-                out.push('{');
-                rest = tail;
-            }
-        }
-    }
-    out + rest
-}
-
 /// What stands around the body of a function, and nowhere within: a column may be called `$waltag$`.
 fn dollars<'a>(values: impl Iterator<Item = &'a String> + Clone) -> String {
     let mut marks = std::iter::once("$waltag$".to_owned()).chain((1..).map(|number| format!("$waltag{number}$")));
     marks.find(|mark| !values.clone().any(|value| value.contains(mark.as_str()))).unwrap_or_default()
-}
-
-/// For a comment: a name with a line break would end it.
-fn on_one_line(text: &str) -> String {
-    text.replace(char::is_control, "?")
 }
 
 /// Which of the watched columns changed, whether anything else did, and whether all that is worth a row. Compared as texts, or as they
@@ -303,10 +285,8 @@ mod tests {
     /// Whoever may make a table that a pattern of the rules matches must not be able to put SQL into the owner's setup.
     #[test]
     fn names_stay_names() {
-        assert_eq!(fill("{a} {b} {c", &[("a", "{b}".to_owned()), ("b", "x".to_owned())]), "{b} x {c");
         let evil = ["\"$waltag$; DROP TABLE t; $waltag1$\"".to_owned(), "x".to_owned()];
         assert_eq!(dollars(evil.iter()), "$waltag2$");
         assert_eq!(dollars(evil[1..].iter()), "$waltag$");
-        assert_eq!(on_one_line("a\nDROP TABLE t;"), "a?DROP TABLE t;");
     }
 }

@@ -74,7 +74,7 @@ impl Triggers {
 
 const INSTALLED: &str = "SELECT to_regclass('waltag.outbox') IS NOT NULL AND to_regclass('waltag.progress') IS NOT NULL \
     AND to_regclass('waltag.bloat') IS NOT NULL, coalesce((SELECT prosrc LIKE '%pg_notify%' FROM pg_proc WHERE oid = to_regproc('waltag.truncated')), false), \
-    (SELECT substring(prosrc FROM '\\d+') FROM pg_proc WHERE oid = to_regproc('waltag.outbox_limit'))";
+    (SELECT substring(concat(prosrc, pg_get_function_sqlbody(oid)) FROM '\\d+') FROM pg_proc WHERE oid = to_regproc('waltag.outbox_limit'))";
 
 const TRIGGERS: &str = "SELECT t.tgrelid, rn.nspname, c.relname, t.tgname, t.tgenabled = 'A', t.tgparentid <> 0, \
     concat(t.oid, ':', t.xmin, t.tgenabled, CASE WHEN p.proname LIKE 'changed\\_%' THEN concat(':', p.oid, ':', p.xmin) END), t.tgtype, t.tgfoid \
