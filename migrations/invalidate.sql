@@ -1,7 +1,8 @@
 -- Tags from SQL, within the transaction: select waltag.invalidate('Report.all'). Nothing of it is left if that is rolled back.
 -- Who may: GRANT USAGE ON SCHEMA waltag TO app; GRANT EXECUTE ON FUNCTION waltag.invalidate, waltag.invalidate_in TO app;
 CREATE SCHEMA IF NOT EXISTS waltag;
-CREATE OR REPLACE FUNCTION waltag.invalidate_in(cache text, VARIADIC tags text[]) RETURNS void LANGUAGE plpgsql {security} SET search_path = pg_catalog, pg_temp AS $waltag$
+{word}
+CREATE OR REPLACE FUNCTION waltag.invalidate_in(cache text, VARIADIC tags text[]) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $waltag$
 DECLARE
   content text := json_build_object('tags', array_remove(tags, NULL), 'cache', cache);
   bytes bytea := convert_to(content, 'UTF8');
@@ -14,7 +15,7 @@ BEGIN
   END IF;
 END
 $waltag$;
-CREATE OR REPLACE FUNCTION waltag.invalidate(VARIADIC tags text[]) RETURNS void LANGUAGE sql {security} SET search_path = pg_catalog, pg_temp AS $waltag$
+CREATE OR REPLACE FUNCTION waltag.invalidate(VARIADIC tags text[]) RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $waltag$
   SELECT waltag.invalidate_in(NULL, VARIADIC tags)
 $waltag$;
 REVOKE ALL ON FUNCTION waltag.invalidate_in(text, text[]), waltag.invalidate(text[]) FROM PUBLIC;

@@ -3,7 +3,7 @@
 //! Everything here is synchronous; [`crate::daemon`] feeds it and moves what it hands out.
 
 pub mod history;
-mod said;
+pub mod said;
 pub mod truncations;
 
 use std::future::poll_fn;
@@ -24,6 +24,7 @@ use crate::http::Reached;
 use crate::metrics::Metrics;
 use crate::rules::Rules;
 use crate::rules::events::{EVENTS, Event};
+use crate::setup::catalog::Catalog;
 use crate::source::clock::Timestamp;
 use crate::source::lsn::{Lsn, Xid};
 use crate::source::replication::pgoutput::Message;
@@ -31,6 +32,7 @@ use crate::source::replication::relations::{Relations, Undescribed};
 use crate::source::visibility::{QUERY, QUERY_WITH_NEWEST, Snapshot};
 use crate::tags::Stale;
 use history::History;
+use said::{Ear, Late, Word};
 use truncations::Truncations;
 
 /// A transaction of any size passes in pieces of this many bytes: protocol 1 sends it only after its commit, so tags may go
@@ -44,6 +46,8 @@ pub struct Flow {
     rules: Rc<Rules>,
     /// Tables that the stream described.
     pub relations: Relations,
+    /// Who names tags in SQL, and which.
+    pub ear: Ear,
     /// What readers do not see yet.
     pub fence: Fence,
     fenced: bool,
@@ -99,6 +103,7 @@ impl Flow {
         Flow {
             rules,
             relations,
+            ear: Ear::default(),
             fence,
             fenced: true,
             truncations,
@@ -143,9 +148,9 @@ impl Flow {
                 self.relations.describe_type(*oid, namespace, name);
                 return Ok(());
             }
-            Message::Message { transactional: true, prefix: crate::source::PREFIX, content } => {
-                let open = self.open.as_mut().ok_or(Misfit::OutOfTurn)?;
-                said::take(content, &self.rules, &mut open.stale, &self.metrics);
+            Message::Message { transactional: true, prefix, content } => {
+                let Open { xid, floor, committed, stale } = self.open.as_mut().ok_or(Misfit::OutOfTurn)?;
+                self.ear.hear((prefix, content), (*xid, *floor, *committed), &self.rules, stale, &self.metrics);
                 self.pass_on_what_is_large();
                 return Ok(());
             }
@@ -163,6 +168,18 @@ impl Flow {
         }
         self.pass_on_what_is_large();
         Ok(())
+    }
+
+    /// Goes by another catalog: who may name tags in SQL, and which. What waited for it goes, or is passed over.
+    pub fn hear_by(&mut self, word: Word, catalog: &Catalog) {
+        for Late { xid, floor, committed, stale } in self.ear.learn(word, &self.rules, catalog, &self.metrics) {
+            let waiting = Waiting { xid, floor, stale, committed, since: Instant::now() };
+            if !self.fenced || self.fence.has_seen(xid) {
+                self.send(&waiting);
+            } else {
+                self.fence.add(waiting);
+            }
+        }
     }
 
     fn pass_on_what_is_large(&mut self) {
@@ -321,11 +338,18 @@ impl Flow {
     /// Everything up to here was handed to the lanes.
     pub fn floor(&self) -> Lsn {
         let open = self.open.as_ref().map(|open| open.floor);
-        [Some(self.received), open, self.fence.floor(), self.truncations.floor(), self.relations.floor()]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or_default()
+        [
+            Some(self.received),
+            open,
+            self.fence.floor(),
+            self.truncations.floor(),
+            self.relations.floor(),
+            self.ear.floor(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or_default()
     }
 
     /// Tells the lanes how far they may go, and returns what all of them have acknowledged.
@@ -369,6 +393,7 @@ impl Flow {
     pub fn disconnect(&mut self) {
         self.received = self.floor();
         self.open = None;
+        self.ear.forget();
         self.fence.clear();
         self.lanes.iter_mut().for_each(Lane::pause);
     }

@@ -17,6 +17,9 @@ const CURSOR: usize = 4;
 /// Where the heads and tails of its records begin.
 const RECORDS: usize = 12;
 
+/// Keys that start so are ours: a marker says how far a cache is, and no tag, whoever names it, may take it away.
+pub const OWN: &[u8] = b"waltag:";
+
 static STAMP_HASH: LazyLock<String> = LazyLock::new(|| Script::new(STAMP).get_hash().to_owned());
 static ROWS_HASH: LazyLock<String> = LazyLock::new(|| Script::new(ROWS).get_hash().to_owned());
 static BUMP_HASH: LazyLock<String> = LazyLock::new(|| Script::new(BUMP).get_hash().to_owned());
@@ -180,11 +183,12 @@ pub(super) fn in_turns(commands: impl Iterator<Item = Command>) -> impl Iterator
 
 /// The commands for a key that is known already: its fence goes first, or a reader could store between the two.
 pub fn on_key(cache: &Cache, step: &Step, key: Vec<u8>, fill: &Fill) -> impl Iterator<Item = Command> + use<> {
+    let own = key.starts_with(OWN);
     let fence = cache.fence.and_then(|delay| {
         let life = released::life(delay).to_string().into_bytes();
         Some(Command::new(vec![b"SET".to_vec(), released::key(&key)?, released::value(delay), b"PX".to_vec(), life]))
     });
-    fence.into_iter().chain(act(&step.action, key, fill))
+    fence.into_iter().chain(act(&step.action, key, fill)).filter(move |_| !own)
 }
 
 /// One step on a key.

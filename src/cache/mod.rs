@@ -4,6 +4,7 @@
 //! (connection, batch in flight, [`marker`]).
 
 pub mod batch;
+mod bounded;
 mod choices;
 pub mod command;
 pub mod connection;
@@ -70,6 +71,8 @@ pub struct Cache {
     pub replicas: Vec<Endpoint>,
     /// What was sent counts when so many replicas of each master have it.
     pub wait_replicas: u8,
+    /// SQL may name tags that begin with one of these, and no others; empty where the dialect or the rules say which.
+    pub prefix_only: Vec<String>,
     /// Beside other caches, one that is away for this long no longer holds them up.
     pub detach_after: Duration,
 }
@@ -80,6 +83,15 @@ impl Cache {
     pub fn options_id(&self) -> String {
         let Cache { dialect, style, steps, .. } = self;
         coverage::id(&format!("{} {style:?} {steps:?}", dialect.name))
+    }
+
+    /// Is the tag the key, or what keys start with? Then whoever names a tag names a key, a stranger's as well.
+    pub fn has_bare_tags(&self) -> bool {
+        let names = |step: &&Step| step.names_tags() || step.action == Action::Scan;
+        self.steps.iter().filter(names).any(|step| {
+            let (head, encoding, _) = step.key.around();
+            head.is_empty() && encoding.is_some_and(|encoding| *encoding == encoding::Encoding::Verbatim)
+        })
     }
 
     /// Is it the same Redis, under the same options? Credentials may differ, and what is no matter of keys and values: `repeat`, `guard`, `fence`,

@@ -78,7 +78,8 @@ impl Daemon {
         let text = |list: Vec<crate::rules::diagnostic::Diagnostic>| -> Vec<String> {
             list.iter().map(ToString::to_string).collect()
         };
-        let (degraded, uncovered) = (text(degraded), text(uncovered));
+        let (degraded, mut uncovered) = (text(degraded), text(uncovered));
+        uncovered.extend(catalog.deaf.clone());
         for new in uncovered.iter().filter(|problem| !self.reload.uncovered.contains(problem)) {
             tracing::warn!("{new}");
         }
@@ -121,6 +122,7 @@ impl Daemon {
             flow.truncations.looked(snapshot);
         }
         flow.relations.learn(catalog.lineage(&self.rules), catalog.snapshot.as_ref(), &self.rules);
+        flow.hear_by(catalog.word.clone(), &catalog);
         self.catalog = Some(catalog);
     }
 }

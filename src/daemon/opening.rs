@@ -133,6 +133,9 @@ impl Daemon {
         }
         self.reload.forget_unjudged();
         let lineage = catalog.as_ref().or(self.catalog.as_ref()).map(|catalog| catalog.lineage(&self.rules));
+        if let Some(catalog) = catalog.as_ref().or(self.catalog.as_ref()) {
+            flow.hear_by(catalog.word.clone(), catalog);
+        }
         flow.relations.begin(lineage.unwrap_or_default(), census);
         match catalog {
             // At first the markers say what was there before.

@@ -7,8 +7,9 @@ use std::collections::{BTreeSet, HashMap};
 use super::outbox;
 use super::outbox::triggers::Triggers;
 use super::statements::is_ours;
-use super::verify;
+use super::{tags, verify};
 use crate::cache::coverage::{self, Fingerprint, Held};
+use crate::flow::said::Word;
 use crate::rules::Rules;
 use crate::rules::tables::TableName;
 use crate::source::lsn::Lsn;
@@ -45,6 +46,10 @@ pub struct Catalog {
     pub omissions: Vec<String>,
     /// The publication is FOR ALL TABLES.
     pub covers_all: bool,
+    /// By which tags that are named in SQL are known as such.
+    pub word: Word,
+    /// Why tags that are named in SQL are not heard although there are functions for it.
+    pub deaf: Option<String>,
     /// The rules' tables that exist.
     pub tables: HashMap<TableName, Table>,
 }
@@ -274,8 +279,12 @@ pub async fn read(session: &Sql, rules: &Rules, names: &Names) -> Result<Catalog
     let version = version.and_then(|text| text.parse().ok()).unwrap_or_default();
     let mut catalog = Catalog { version, feed: names.feed, ..Catalog::default() };
     read_into(&mut catalog, session, rules, &names.publication).await?;
-    if catalog.feed == Feed::Outbox {
-        outbox::triggers::read_into(&mut catalog, session, rules, names.wakes).await?;
+    match catalog.feed {
+        Feed::Outbox => {
+            outbox::triggers::read_into(&mut catalog, session, rules, names.wakes).await?;
+            catalog.word = Word::Unneeded;
+        }
+        Feed::Replication => catalog.word = tags::word(session, &names.publication, &mut catalog.deaf).await?,
     }
     Ok(catalog)
 }

@@ -1,60 +1,125 @@
 //! `waltag.invalidate` and `waltag.invalidate_in`: tags from SQL, on the way that the changes take.
 
 use super::outbox::statements::{NOTIFY, OWED, ours_alone};
-use super::statements::{MARK, Statement};
+use super::statements::{MARK, Statement, fill};
+use crate::flow::said::Word;
 use crate::source::replication::slot::Feed;
-use crate::source::session::{Error, Sql, literal};
+use crate::source::session::{Error, Sql, identifier, literal};
 
 const INVALIDATE: &str = include_str!("../../migrations/invalidate.sql");
+/// Any role can put a message into the log. Those of the functions below are known by this word: 244 random bits.
+const WORD: &str = "CREATE TABLE IF NOT EXISTS waltag.word (word text NOT NULL);\n\
+    INSERT INTO waltag.word SELECT replace(concat(gen_random_uuid(), gen_random_uuid()), '-', '') WHERE NOT EXISTS (SELECT FROM waltag.word);";
+/// How they speak, for their comment.
+const BY_REPLICATION: &str = "replication, by a word";
 
 /// What is there of them.
 pub struct Tags {
     comment: Option<String>,
     outbox: bool,
+    has_word: bool,
+    /// The daemon's role may read it.
+    hears: bool,
     /// Whose the schema, or something in it, is, if not ours.
     pub stranger: Option<String>,
 }
 
+/// The installation's word, as far as the connecting role may read it; in `deaf` why that is not how it should be. Nothing is read but a plain table
+/// in a schema that belongs to whoever could change what arrives anyway: a superuser, the owner of the database or of the publication, ourselves.
+pub async fn word(session: &Sql, publication: &str, deaf: &mut Option<String>) -> Result<Word, Error> {
+    let query = format!(
+        "SELECT obj_description(f.oid, 'pg_proc'), w.oid IS NOT NULL, \
+         o.rolsuper OR n.nspowner IN (SELECT datdba FROM pg_database WHERE datname = current_database()) OR o.rolname = current_user \
+           OR n.nspowner IN (SELECT pubowner FROM pg_publication WHERE pubname = {}), \
+         has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(w.oid, 'SELECT') \
+         FROM pg_namespace n JOIN pg_roles o ON o.oid = n.nspowner \
+         LEFT JOIN pg_class w ON w.relnamespace = n.oid AND w.relname = 'word' AND w.relkind = 'r' AND w.relowner = n.nspowner \
+         LEFT JOIN pg_proc f ON f.pronamespace = n.oid AND f.proname = 'invalidate' WHERE n.nspname = 'waltag'",
+        literal(publication)
+    );
+    let rows = session.rows(&query).await?;
+    let field = |index: usize| rows.first().and_then(|row| row.get(index));
+    let ours = field(0).is_some_and(|comment| comment.starts_with(MARK) && comment.contains(BY_REPLICATION));
+    let trouble = match (ours, field(1), field(2), field(3)) {
+        (false, ..) => return Ok(Word::Unknown),
+        (_, Some("t"), Some("t"), Some("t")) => None,
+        (_, Some("t"), Some("t"), _) => Some("this role may not read waltag.word"),
+        (_, Some("t"), ..) => {
+            Some("the schema `waltag` belongs to a role that owns neither the database nor the publication")
+        }
+        _ => Some("its functions are those of an earlier setup"),
+    };
+    if let Some(trouble) = trouble {
+        *deaf = Some(format!(
+            "tags that are named in SQL (waltag.invalidate) are not heard: {trouble}. `waltag setup --apply` mends it"
+        ));
+        return Ok(Word::Unknown);
+    }
+    let word = session.value("SELECT word FROM waltag.word LIMIT 1").await?;
+    Ok(word.filter(|word| !word.is_empty()).map_or(Word::Unknown, Word::Known))
+}
+
 impl Tags {
-    /// Reads it.
-    pub async fn read(session: &Sql) -> Result<Tags, Error> {
-        let query = "SELECT obj_description(to_regprocedure('waltag.invalidate(text[])'), 'pg_proc'), to_regclass('waltag.outbox') IS NOT NULL";
-        let rows = session.rows(query).await?;
+    /// Reads it; `role` is who has to hear them.
+    pub async fn read(session: &Sql, role: &str) -> Result<Tags, Error> {
+        let query = format!(
+            "SELECT obj_description(f.oid, 'pg_proc'), EXISTS (SELECT FROM pg_class o WHERE o.relnamespace = n.oid AND o.relname = 'outbox'), \
+             w.oid IS NOT NULL, has_schema_privilege(r.oid, n.oid, 'USAGE') AND has_table_privilege(r.oid, w.oid, 'SELECT') \
+             FROM pg_namespace n LEFT JOIN pg_proc f ON f.pronamespace = n.oid AND f.proname = 'invalidate' \
+             LEFT JOIN pg_class w ON w.relnamespace = n.oid AND w.relname = 'word' LEFT JOIN pg_roles r ON r.rolname = {} \
+             WHERE n.nspname = 'waltag'",
+            literal(role)
+        );
+        let rows = session.rows(&query).await?;
         let field = |index: usize| rows.first().and_then(|row| row.get(index));
         // Whoever owns the schema can put a table of her own in the place of ours, and a trigger on it that runs as whoever made the functions.
         let owners = "SELECT r.rolname FROM pg_namespace n LEFT JOIN pg_class c ON c.relnamespace = n.oid LEFT JOIN pg_proc p ON p.pronamespace = n.oid \
             JOIN pg_roles r ON r.oid IN (n.nspowner, c.relowner, p.proowner) \
             WHERE n.nspname = 'waltag' AND r.rolname <> current_user AND NOT r.rolsuper LIMIT 1";
         let stranger = session.value(owners).await?;
-        Ok(Tags { stranger, comment: field(0).map(str::to_owned), outbox: field(1) == Some("t") })
+        let yes = |index: usize| field(index) == Some("t");
+        Ok(Tags { stranger, comment: field(0).map(str::to_owned), outbox: yes(1), has_word: yes(2), hears: yes(3) })
     }
 
-    /// Makes them, unless they are there as they should be. With an outbox they write a row, as its owner; otherwise a message into the
-    /// log, which any role may.
-    pub fn apply(&self, feed: Feed, notify: bool) -> Option<Statement> {
-        let (how, security, write) = match (feed, notify) {
-            (Feed::Replication, _) => {
-                ("replication", "", "PERFORM pg_logical_emit_message(true, 'waltag', bytes);".to_owned())
-            }
+    /// Makes them, unless they are there as they should be, and lets `role` hear them. With an outbox they write a row, as its owner; otherwise a
+    /// message into the log, under a word that only they know.
+    pub fn apply(&self, feed: Feed, notify: bool, role: &str) -> Vec<Statement> {
+        let (how, write) = match (feed, notify) {
+            (Feed::Replication, _) => (
+                BY_REPLICATION,
+                "PERFORM pg_logical_emit_message(true, concat('waltag:', (SELECT word FROM waltag.word)), bytes);"
+                    .to_owned(),
+            ),
             (Feed::Outbox, notify) => {
                 let row = "INSERT INTO waltag.outbox (relation, root, kind, names, size) VALUES (0, 0, 'm', ARRAY[content], octet_length(bytes));";
                 let row =
                     format!("IF {OWED} THEN\n    PERFORM nextval('waltag.skipped');\n  ELSE\n    {row}\n  END IF;");
                 let (how, wake) = if notify { ("outbox, bounded", NOTIFY) } else { ("outbox, bounded and polled", "") };
-                (how, "SECURITY DEFINER", format!("{row}\n  {wake}"))
+                (how, format!("{row}\n  {wake}"))
             }
         };
+        let mut statements = Vec::new();
         let comment = format!("{MARK}tags by {how}, in UTF-8");
-        (self.comment.as_ref() != Some(&comment)).then(|| {
-            let text = INVALIDATE.replace("{security}", security).replace("{write}", &write);
-            // Who was granted it since is not asked again.
-            let ours = if self.comment.is_some() {
-                String::new()
-            } else {
-                ours_alone(false, &["invalidate", "invalidate_in"])
-            };
-            Statement::new(text.replace("{comment}", literal(&comment).trim()).replace("{ours_alone}", &ours))
-        })
+        if self.comment.as_ref() != Some(&comment) {
+            let word = if feed == Feed::Replication { WORD } else { "" };
+            // Who was granted something since is not asked again.
+            let functions: &[&str] = if self.comment.is_some() { &[] } else { &["invalidate", "invalidate_in"] };
+            let relations: &[&str] = if self.has_word || word.is_empty() { &[] } else { &["word"] };
+            let values = [
+                ("word", word.to_owned()),
+                ("write", write),
+                ("comment", literal(&comment).trim().to_owned()),
+                ("ours_alone", ours_alone(relations, functions)),
+            ];
+            statements.push(Statement::new(fill(INVALIDATE, &values)));
+        }
+        if feed == Feed::Replication && !self.hears {
+            let role = identifier(role);
+            statements.push(Statement::new(format!(
+                "-- What the daemon knows these messages by.\nGRANT USAGE ON SCHEMA waltag TO {role};\nGRANT SELECT ON waltag.word TO {role};"
+            )));
+        }
+        statements
     }
 
     /// Takes them away, unless an outbox needs them.
