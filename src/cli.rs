@@ -51,6 +51,12 @@ pub struct Typed {
     /// 127.0.0.1:9185)
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub listen: Option<String>,
+    /// Names that the admin server is called by, beside its address and localhost, with commas between (WALTAG_LISTEN_HOSTS)
+    #[arg(long, global = true, value_name = "NAMES")]
+    pub listen_hosts: Option<String>,
+    /// File with the token that others than this machine must bring, but for /livez and /readyz (WALTAG_LISTEN_TOKEN_FILE, WALTAG_LISTEN_TOKEN)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub listen_token_file: Option<String>,
     /// How long `setup` and slot creation wait for locks (WALTAG_LOCK_TIMEOUT; default 2s)
     #[arg(long, global = true, value_name = "TIME")]
     pub lock_timeout: Option<String>,

@@ -24,6 +24,7 @@ use crate::cache::lane::{Event as LaneEvent, Lane};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::flow::Flow;
+use crate::http::admission::{self, Doors};
 use crate::http::{self, Board, Reached};
 use crate::rules::Rules;
 use crate::rules::registry::Registry;
@@ -126,7 +127,13 @@ struct Daemon {
 pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
     let mut shutdown = Shutdown::listen()?;
     let board = Board::new();
-    http::serve(&settings.listen, board.clone()).await?;
+    admission::raise_limit();
+    let host = settings.listen.rsplit_once(':').map(|(host, _)| host.to_owned());
+    let doors = Doors {
+        hosts: host.into_iter().chain(settings.listen_hosts.clone()).collect(),
+        token: settings.listen_token.clone(),
+    };
+    http::serve(&settings.listen, doors, board.clone()).await?;
     let Start { registry, mut rules, refused, once } = start;
     board.metrics.attach(&mut rules);
     let reload = Reload::new(registry.was_good(&rules), refused);
@@ -230,7 +237,8 @@ impl Daemon {
             }
             self.judge_what_arrived(flow);
             let hurry = flow.truncations.floor().map(|_| AFTER_TRUNCATE);
-            let hurry = hurry.or_else(|| flow.relations.is_in_doubt().then_some(IN_DOUBT.max(took * 4)));
+            let hurry = hurry
+                .or_else(|| (flow.relations.is_in_doubt() || flow.ear.is_in_doubt()).then_some(IN_DOUBT.max(took * 4)));
             if let Some(wait) = hurry.filter(|wait| check_due > checked + *wait) {
                 self.reload.look_again();
                 check_due = checked + wait;
@@ -281,8 +289,9 @@ impl Daemon {
                 // At once, not by the timer: its resolution of a millisecond was two thirds of the way from COMMIT to stale.
                 snapshot = Some(source.session.ask(flow.snapshot_query()));
             }
-            let nudging = S::LOGGED && (self.settings.flush_nudge || self.board.is_awaited());
-            let pulse_due = pulse.due(nudging).filter(|_| pulse.running.is_none());
+            let arrived = if S::LOGGED { self.board.arrived() } else { 0 };
+            let pulse_due =
+                pulse.due(S::LOGGED && self.settings.flush_nudge, arrived).filter(|_| pulse.running.is_none());
             let told = source.stream.due();
             tokio::select! {
                 biased;
@@ -332,12 +341,15 @@ impl Daemon {
                 }
                 sent = wait_for(&mut pulse.running) => {
                     pulse.running = None;
-                    if let Err(error) = sent {
-                        pulse.give_up();
-                        tracing::debug!("a message of our own could not be sent: {error}");
+                    match sent {
+                        Ok(rows) => pulse.answered(&rows).into_iter().for_each(|(arrived, end)| self.board.ends(arrived, end)),
+                        Err(error) => {
+                            pulse.give_up();
+                            tracing::debug!("a message of our own could not be sent: {error}");
+                        }
                     }
                 }
-                () = sleep_until(pulse_due.unwrap_or(looked)), if pulse_due.is_some() => pulse.send(&source.session),
+                () = sleep_until(pulse_due.unwrap_or(looked)), if pulse_due.is_some() => pulse.send(&source.session, arrived),
                 () = self.board.knocked() => source.stream.wake(),
                 () = sleep_until(told.unwrap_or(looked)), if told.is_some() => source.stream.tell().await?,
                 () = sleep_until(check_due.min(show_due)), if check.is_none() => {}

@@ -1,10 +1,13 @@
 //! The admin server at `--listen`: `/livez`, `/readyz`, `/status`, `/metrics`, `/wait`. It reads what the loop has left for it; all
-//! that it leaves for the loop is the position that somebody waits for.
+//! that it leaves for the loop is that somebody has begun to wait.
+
+pub mod admission;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
@@ -15,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
+use self::admission::{Doors, IsNear};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::metrics::Metrics;
@@ -95,8 +99,10 @@ pub struct Board {
     reached: Arc<watch::Sender<Reached>>,
     /// What a poll of the outbox saw, and by which position that has arrived.
     saw: Arc<watch::Sender<Option<(Snapshot, Lsn)>>>,
-    /// The highest position that somebody waits for.
-    wanted: Arc<AtomicU64>,
+    /// How many have begun to wait for a position.
+    arrived: Arc<AtomicU64>,
+    /// For all who had begun by then: the end of the log, which was flushed.
+    ends: Arc<watch::Sender<(u64, Lsn)>>,
     /// Somebody has begun to wait.
     knock: Arc<Notify>,
     /// Milliseconds from `begin` to the last turn of the loop.
@@ -114,7 +120,8 @@ impl Board {
             begin: Instant::now(),
             reached,
             saw: Arc::new(watch::Sender::new(None)),
-            wanted: Arc::default(),
+            arrived: Arc::default(),
+            ends: Arc::default(),
             knock: Arc::default(),
             turned: Arc::default(),
         }
@@ -146,12 +153,15 @@ impl Board {
         self.knock.notified().await;
     }
 
-    /// Does somebody wait for a position that is not reached yet?
-    pub fn is_awaited(&self) -> bool {
-        if self.reached.receiver_count() == 0 {
-            self.wanted.store(0, Ordering::Relaxed);
-        }
-        self.wanted.load(Ordering::Relaxed) > self.reached.borrow().position.0
+    /// How many have begun to wait for a position since the daemon started. What each waits for was written before it came: to bring that out once is
+    /// enough, for one as for a thousand.
+    pub fn arrived(&self) -> u64 {
+        self.arrived.load(Ordering::Relaxed)
+    }
+
+    /// The log, flushed, ended here when it was looked at behind the arrival of so many.
+    pub fn ends(&self, arrived: u64, end: Lsn) {
+        self.ends.send_replace((arrived, end));
     }
 
     /// The loop has turned.
@@ -165,8 +175,8 @@ impl Board {
         self.status.send_replace(status);
     }
 
-    /// How far every cache is once it is far enough, or one is detached.
-    async fn wait_for(&self, token: Token) -> Option<Reached> {
+    /// How far every cache is once it is far enough, or one is detached; the end of the log if that lies before what is waited for.
+    async fn wait_for(&self, token: Token) -> Option<Result<Reached, Lsn>> {
         let mut reached = self.reached.subscribe();
         let lsn = match token {
             Token::Position(lsn) => lsn,
@@ -176,16 +186,24 @@ impl Board {
                 let sees = |saw: &Option<(Snapshot, Lsn)>| saw.as_ref().is_some_and(|(saw, _)| token.is_in(saw));
                 tokio::select! {
                     detached = reached.wait_for(|reached| reached.detached.is_some()) => {
-                        return detached.ok().map(|reached| reached.clone());
+                        return detached.ok().map(|reached| Ok(reached.clone()));
                     }
                     seen = saw.wait_for(sees) => seen.ok()?.as_ref().map(|(_, position)| *position)?,
                 }
             }
         };
-        self.wanted.fetch_max(lsn.0, Ordering::Relaxed);
-        self.knock.notify_one();
         let over = |reached: &Reached| reached.detached.is_some() || reached.position >= lsn;
-        reached.wait_for(over).await.ok().map(|reached| reached.clone())
+        if over(&reached.borrow()) {
+            return Some(Ok(reached.borrow().clone()));
+        }
+        let mut ends = self.ends.subscribe();
+        let number = self.arrived.fetch_add(1, Ordering::Relaxed) + 1;
+        self.knock.notify_one();
+        let beyond = |(arrived, end): &(u64, Lsn)| *arrived >= number && lsn > *end;
+        tokio::select! {
+            reached = reached.wait_for(over) => reached.ok().map(|reached| Ok(reached.clone())),
+            ends = ends.wait_for(beyond) => ends.ok().map(|ends| Err(ends.1)),
+        }
     }
 
     fn is_alive(&self) -> bool {
@@ -195,7 +213,7 @@ impl Board {
 }
 
 /// Listens and answers for as long as the process lives; nothing if `address` is empty.
-pub async fn serve(address: &str, board: Board) -> Result<(), Failure> {
+pub async fn serve(address: &str, doors: Doors, board: Board) -> Result<(), Failure> {
     if address.is_empty() {
         return Ok(());
     }
@@ -214,7 +232,7 @@ pub async fn serve(address: &str, board: Board) -> Result<(), Failure> {
         .route("/metrics", get(metrics))
         .route("/wait", get(wait))
         .with_state(board);
-    tokio::spawn(async move { axum::serve(listener, routes).await });
+    tokio::spawn(admission::admit(listener, routes, doors));
     Ok(())
 }
 
@@ -225,9 +243,13 @@ async fn livez(State(board): State<Board>) -> impl IntoResponse {
     }
 }
 
-async fn readyz(State(board): State<Board>) -> impl IntoResponse {
+/// Others than this machine see whether it is ready, and not why: a reason has names of tables and addresses in it.
+async fn readyz(State(board): State<Board>, Extension(IsNear(near)): Extension<IsNear>) -> impl IntoResponse {
     let status = board.status.borrow();
-    let body = serde_json::json!({"ready": status.is_ready(), "reasons": status.reasons});
+    let body = match near {
+        true => serde_json::json!({"ready": status.is_ready(), "reasons": status.reasons}),
+        false => serde_json::json!({"ready": status.is_ready()}),
+    };
     (code(&status), [(header::CONTENT_TYPE, "application/json")], format!("{body}\n"))
 }
 
@@ -259,10 +281,11 @@ async fn wait(State(board): State<Board>, Query(wait): Query<Wait>) -> (StatusCo
         return wrong("this daemon reads an outbox: wait for an xid or a snapshot, not for an LSN".into());
     }
     match timeout(limit, board.wait_for(token)).await {
-        Ok(Some(Reached { detached: Some(cache), .. })) => {
+        Ok(Some(Err(end))) => wrong(format!("that lies beyond the end of the server's log, which is {end}")),
+        Ok(Some(Ok(Reached { detached: Some(cache), .. }))) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("the cache {cache} is detached\n"))
         }
-        Ok(Some(reached)) => (StatusCode::OK, format!("{}\n", reached.position)),
+        Ok(Some(Ok(reached))) => (StatusCode::OK, format!("{}\n", reached.position)),
         _ => (StatusCode::GATEWAY_TIMEOUT, format!("not yet: {}\n", board.reached.borrow().position)),
     }
 }

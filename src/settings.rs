@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cli::{LogFormat, Typed};
+use crate::files;
 use crate::quantity;
 use crate::rules::diagnostic::nearest;
 use crate::rules::expand::Surroundings;
@@ -11,13 +12,15 @@ use crate::source::dsn::{self, Dsn};
 use crate::source::replication::slot::{Mode, Names};
 
 /// Names of the variables without `WALTAG_`; those that can hold a secret have a `_FILE` twin.
-const VARIABLES: [(&str, bool); 16] = [
+const VARIABLES: [(&str, bool); 18] = [
     ("DATABASE_URL", true),
     ("RULES", false),
     ("SLOT", false),
     ("PUBLICATION", false),
     ("TAG_MEMORY", false),
     ("LISTEN", false),
+    ("LISTEN_HOSTS", false),
+    ("LISTEN_TOKEN", true),
     ("LOCK_TIMEOUT", false),
     ("LOG_FORMAT", false),
     ("SLOT_MODE", false),
@@ -51,6 +54,10 @@ pub struct Settings {
     pub tag_memory: usize,
     /// Where the admin server listens; empty for none.
     pub listen: String,
+    /// Names that the admin server is called by.
+    pub listen_hosts: Vec<String>,
+    /// What others than this machine must bring.
+    pub listen_token: Option<String>,
     /// How long DDL and slot creation may wait for locks.
     pub lock_timeout: Duration,
     /// How long the slot lives.
@@ -150,7 +157,7 @@ impl Environment {
             Some(directory) if Path::new(path).is_relative() => directory.join(path),
             _ => PathBuf::from(path),
         };
-        match std::fs::read_to_string(&path) {
+        match files::read_text(&path) {
             Ok(text) => Ok(text.trim_end_matches(['\n', '\r']).to_owned()),
             Err(error) => Err(Error::Value(setting.to_owned(), format!("cannot read {}: {error}", path.display()))),
         }
@@ -178,6 +185,11 @@ impl Settings {
             let name = name.to_owned();
             move |sentence: String| Error::Value(name, sentence)
         };
+        if typed.database_url.as_deref().is_some_and(Dsn::names_password) {
+            tracing::warn!(
+                "the password in --database-url is seen by everybody who may list the processes of this machine: put it into --database-url-file, WALTAG_DATABASE_URL or a password file"
+            );
+        }
         let url = match (&typed.database_url, &typed.database_url_file) {
             (Some(url), _) => Some(url.clone()),
             (None, Some(path)) => Some(environment.file("--database-url-file", path)?),
@@ -222,6 +234,17 @@ impl Settings {
             other => return Err(wrong("--flush-nudge")(format!("`{other}` is neither `on` nor `off`"))),
         };
         let listen = typed.listen.clone().unwrap_or_else(|| environment.listen());
+        let hosts = setting(&typed.listen_hosts, "LISTEN_HOSTS", "")?;
+        let listen_hosts = hosts.split(',').map(str::trim).filter(|host| !host.is_empty()).map(str::to_owned).collect();
+        let listen_token = match &typed.listen_token_file {
+            Some(path) => Some(environment.file("--listen-token-file", path)?),
+            None => environment.setting("LISTEN_TOKEN")?,
+        };
+        let listen_token = listen_token.filter(|token| !token.is_empty());
+        if listen_token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            let sentence = "a token is made of ASCII letters, digits and signs, without blanks";
+            return Err(Error::Value("--listen-token-file".into(), sentence.into()));
+        }
         let dsn = Dsn::parse(url.as_deref(), &|name| environment.get(name))?;
         let feed = word(typed.source, environment, "WALTAG_SOURCE")?;
         let poll = setting(&typed.poll, "POLL", "1s")?;
@@ -239,6 +262,8 @@ impl Settings {
             names,
             tag_memory: tag_memory as usize,
             listen,
+            listen_hosts,
+            listen_token,
             lock_timeout,
             slot_mode,
             max_retained_wal,

@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// Prints how the daemon is; 75 if it is not ready.
 pub async fn status(settings: &Settings, json: bool) -> Result<(), Failure> {
-    let (_, body) = ask(&settings.listen, "/status", LIMIT).await?;
+    let (_, body) = ask(settings, "/status", LIMIT).await?;
     let not_ours = |_| away(&settings.listen, "what answers is not waltag");
     let status: Status = serde_json::from_str(&body).map_err(not_ours)?;
     match json {
@@ -46,7 +46,7 @@ pub async fn wait(settings: &Settings, token: &str, limit: &str) -> Result<(), F
     }
     let patience = quantity::duration(limit).map_err(|sentence| usage(format!("--timeout: {sentence}")))?;
     let path = format!("/wait?{kind}={token}&timeout={limit}");
-    let (code, body) = ask(&settings.listen, &path, patience + LIMIT).await?;
+    let (code, body) = ask(settings, &path, patience + LIMIT).await?;
     match code.as_str() {
         "200" => {
             show(body.trim_end());
@@ -63,10 +63,13 @@ fn away(address: &str, sentence: &str) -> Failure {
 }
 
 /// Code and body of one answer. HTTP/1.0: it ends with the connection.
-async fn ask(address: &str, path: &str, limit: Duration) -> Result<(String, String), Failure> {
+async fn ask(settings: &Settings, path: &str, limit: Duration) -> Result<(String, String), Failure> {
+    let address = settings.listen.as_str();
+    let token = settings.listen_token.as_ref().map(|token| format!("Authorization: Bearer {token}\r\n"));
+    let token = token.unwrap_or_default();
     let asking = async {
         let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n{token}\r\n").as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         Ok::<_, std::io::Error>(answer)
