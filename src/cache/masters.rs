@@ -8,14 +8,19 @@ mod cluster;
 mod layout;
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{AsyncConnectionConfig, ConnectionInfo, ErrorKind, RedisError, RedisResult, Value};
+use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, RedisResult, Value};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 
 use super::Cache;
+use super::bounded::Bounded;
 use super::connection::{Error, sentence};
 use super::location::{Location, Service};
 use super::sentinel::{self, Watch};
@@ -29,6 +34,8 @@ pub use layout::{Layout, Share};
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// A reply may take this long: a slow Lua script or a fork of a big server stalls Redis for more than a second.
 const REPLY_LIMIT: Duration = Duration::from_secs(5);
+/// A server that acknowledges nothing for this long is gone, for the kernel.
+const SILENCE: Duration = Duration::from_secs(30);
 /// Tags wait behind this; replicas that are not behind answer in a round trip.
 const REPLICATION_LIMIT: Duration = Duration::from_millis(100);
 /// A command is redirected at most this often: more are nodes that disagree.
@@ -216,7 +223,32 @@ impl Masters {
 
 /// Connects to one server.
 pub(super) async fn connect(info: ConnectionInfo) -> RedisResult<MultiplexedConnection> {
-    redis::Client::open(info)?.get_multiplexed_async_connection_with_config(&limits()).await
+    let connecting = async {
+        match info.addr() {
+            ConnectionAddr::Tcp(host, port) => {
+                let socket = TcpStream::connect((host.as_str(), *port)).await?;
+                socket.set_nodelay(true)?;
+                let watched = socket2::SockRef::from(&socket);
+                watched.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(SILENCE))?;
+                watched.set_tcp_user_timeout(Some(SILENCE))?;
+                speak(&info, socket).await
+            }
+            ConnectionAddr::Unix(path) => speak(&info, UnixStream::connect(path).await?).await,
+            // redis-rs makes its own TLS, and its answers have no other bound than time: whoever sends them has a certificate.
+            _ => redis::Client::open(info.clone())?.get_multiplexed_async_connection_with_config(&limits()).await,
+        }
+    };
+    timeout(CONNECT_LIMIT, connecting).await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+}
+
+async fn speak<S>(info: &ConnectionInfo, socket: S) -> RedisResult<MultiplexedConnection>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (connection, driver) =
+        MultiplexedConnection::new_with_config(info.redis_settings(), Bounded::new(socket), limits()).await?;
+    tokio::spawn(driver);
+    Ok(connection)
 }
 
 async fn load(connection: &mut MultiplexedConnection, scripts: &[String]) -> RedisResult<()> {

@@ -32,7 +32,7 @@ const LONGEST_FENCE: Duration = Duration::from_secs(60);
 /// Tag keys of the releases whose locks are known.
 const LOCKING: &[u8] = b":tag_07743_";
 /// Options of every cache.
-pub const COMMON: [(&str, &str); 15] = [
+pub const COMMON: [(&str, &str); 16] = [
     (
         "url",
         "where Redis is: redis://, rediss://, redis+unix://, redis+cluster://host:port,host:port, redis+sentinel://host:port,host:port/name",
@@ -47,6 +47,10 @@ pub const COMMON: [(&str, &str); 15] = [
     ("repeat", "stale again after these delays; [1s]"),
     ("guard", "of clients that compare times: stamps are this far in the future; off"),
     ("wait_replicas", "so many replicas of Redis must have taken what was sent before it counts (WAIT); 0"),
+    (
+        "prefix_only",
+        "SQL (`waltag.invalidate`) may only name tags that begin with one of these; by default, where the tag is the key, those that a template can render",
+    ),
     ("detach_after", "a cache that is away for this long no longer holds up the others; 60s"),
     ("replicas", "database URLs of standbys that the application reads from"),
     ("accept_unverified", "true: use a dialect that was never run against its library"),
@@ -58,6 +62,8 @@ struct Reader<'a> {
     fields: Fields<'a>,
     around: &'a Surroundings<'a>,
     problems: &'a mut Vec<Diagnostic>,
+    /// Where something was put in place of a `${...}`, and what.
+    expanded: Vec<(Place, String)>,
 }
 
 impl Cache {
@@ -70,7 +76,7 @@ impl Cache {
         let known: Vec<&str> = common.chain(own).collect();
         let what = format!("a cache of dialect {}", dialect.name);
         let fields = Fields::of(node, &what, &known, problems)?;
-        let mut reader = Reader { fields, around, problems };
+        let mut reader = Reader { fields, around, problems, expanded: Vec::new() };
         let location = reader.location();
         reader.verified(dialect, key);
         let style = reader.style(dialect);
@@ -83,7 +89,9 @@ impl Cache {
         let fence = spoken.as_ref().and_then(|(steps, _)| reader.fence(steps, &repeat));
         let guard = spoken.as_ref().and_then(|(steps, _)| reader.guard(dialect, steps, &repeat)).unwrap_or_default();
         let wait_replicas = reader.replicas_to_wait_for();
+        let prefix_only = reader.texts("prefix_only").into_iter().map(|(_, text)| text).collect();
         let detach_after = reader.seconds("detach_after").map_or(DEFAULT_DETACH, Duration::from_secs);
+        reader.show_as_written(reported);
         if problems.iter().skip(reported).any(|problem| problem.severity == Severity::Error) {
             return None;
         }
@@ -101,6 +109,7 @@ impl Cache {
             replicas,
             repeat,
             wait_replicas,
+            prefix_only,
             detach_after,
         })
     }
@@ -133,11 +142,33 @@ impl Reader<'_> {
         let mut expanded = Vec::new();
         for (place, text) in fields::texts(node, &format!("`{name}`"), self.problems) {
             match expand(text, self.around) {
-                Ok(text) => expanded.push((place.clone(), text)),
+                Ok(value) => {
+                    if value != text {
+                        self.expanded.push((place.clone(), value.clone()));
+                    }
+                    expanded.push((place.clone(), value));
+                }
                 Err(sentence) => self.problems.push(place.error("expand", sentence)),
             }
         }
         expanded
+    }
+
+    /// A problem says what was written, and never what that stands for: it may be a secret, and whoever may ask how the daemon is would read it.
+    fn show_as_written(&mut self, reported: usize) {
+        for problem in
+            self.problems.iter_mut().skip(reported).filter(|problem| !matches!(problem.code, "expand" | "url"))
+        {
+            let at = |place: &Place| (place.line, place.column) == (problem.place.line, problem.place.column);
+            let told = |text: &String| {
+                [Some(&problem.message), problem.help.as_ref()].into_iter().flatten().any(|said| said.contains(text))
+            };
+            if self.expanded.iter().any(|(place, text)| at(place) || (!text.is_empty() && told(text))) {
+                problem.message = "what the `${...}` here stands for cannot be used".into();
+                problem.help =
+                    Some("write it out to see why, or run `waltag dialects` for what each option takes".into());
+            }
+        }
     }
 
     /// The one text of a key.

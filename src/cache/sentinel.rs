@@ -120,10 +120,11 @@ fn is_stranger(error: &RedisError) -> bool {
     error.kind() == ErrorKind::AuthenticationFailed || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
 }
 
-/// The answer that counts, or the last error. One that is older than what was heard `before` counts only if all have answered: they were set up
-/// anew; nothing, if they have not.
+/// The answer that counts, or the last error. One that is older than what was heard `before` counts only if most have answered: without most of them
+/// there is no failover, so they know of every one. Nothing, if they have not; and what was heard may have been wrong.
 fn newest(answers: Vec<RedisResult<Named>>, before: u64) -> Result<Named, Option<RedisError>> {
-    let (mut named, mut failure) = (None, None);
+    let (mut named, mut failure, total) = (None, None, answers.len());
+    let answered = answers.iter().filter(|answer| answer.is_ok()).count();
     for answer in answers {
         match answer {
             Ok(answer) => named = named.max(Some(answer)),
@@ -131,7 +132,7 @@ fn newest(answers: Vec<RedisResult<Named>>, before: u64) -> Result<Named, Option
         }
     }
     match named {
-        Some(named) if named.epoch < before && failure.is_some() => Err(None),
+        Some(named) if named.epoch < before && answered * 2 <= total => Err(None),
         named => named.ok_or(failure),
     }
 }
@@ -172,5 +173,11 @@ mod tests {
         assert_eq!(newest(vec![away()], 0), Err(Some("away".into())));
         assert_eq!(newest(vec![named(9, "cut off"), away()], 10), Err(None), "the others may know better");
         assert_eq!(newest(vec![named(9, "a"), named(1, "b")], 10), Ok("a".into()), "nobody does");
+        let lie = u64::MAX;
+        assert_eq!(
+            newest(vec![named(9, "a"), named(9, "a"), away()], lie),
+            Ok("a".into()),
+            "most know of every failover"
+        );
     }
 }

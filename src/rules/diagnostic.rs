@@ -167,6 +167,17 @@ fn masked(text: &str) -> String {
     {
         hide(place(colon), place(at));
     }
+    // `user:password@host` without a scheme: what stands between the colon and the last `@` of a word.
+    let mut begin = 0;
+    for word in text.split(|c: char| c.is_whitespace() || "\"'[]{}<,".contains(c)) {
+        if let Some((before, _)) = word.rsplit_once('@')
+            && let Some(colon) = before.find(':')
+        {
+            hide(place(begin + colon) + 1, place(begin + before.len()));
+        }
+        begin += word.len();
+        begin += text.get(begin..).and_then(|rest| rest.chars().next()).map_or(0, char::len_utf8);
+    }
     // A key that says it holds a secret.
     for word in ["password", "passwd", "secret", "token"] {
         let value = lower.find(word).and_then(|at| Some(at + lower.get(at..)?.find([':', '='])? + 1));
@@ -221,6 +232,8 @@ mod tests {
             ("url: \"redis://u:p@ss@h/0\"", "url: \"redis://******@h/0\""),
             ("{ url: redis:/:hidden@x, dialect: keys }", "{ url: redis:/*******@x, dialect: keys }"),
             ("url: redis://:a b@h", "url: redis://****@h"),
+            ("{url: u:pw@host:6379}", "{url: u:**@host:6379}"),
+            ("[\"u:p@w@h\"]", "[\"u:***@h\"]"),
             ("  password: hunter2, x: 1", "  password: *******, x: 1"),
             ("url: ${URL} # mail me@h", "url: ${URL} # mail me@h"),
             ("- \"user:<@table>:<id>\"", "- \"user:<@table>:<id>\""),

@@ -5,6 +5,8 @@ use std::cell::{Cell, RefCell};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
+use crate::files;
+
 /// Where the parts come from; parameters so that tests need not touch the real environment.
 pub struct Surroundings<'a> {
     /// Looks up a variable.
@@ -29,7 +31,7 @@ impl<'a> Surroundings<'a> {
             Some(directory) if Path::new(path).is_relative() => directory.join(path),
             _ => PathBuf::from(path),
         };
-        let read = std::fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()));
+        let read = files::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()));
         self.files.borrow_mut().push(path);
         let content = read?;
         self.note(&content);
@@ -65,10 +67,19 @@ pub fn expand(text: &str, around: &Surroundings) -> Result<String, String> {
     Ok(out)
 }
 
+/// Secrets that no rule file has a use for.
+const OURS: [&str; 2] = ["WALTAG_DATABASE_URL", "WALTAG_LISTEN_TOKEN"];
+
 fn value(name: &str, around: &Surroundings) -> Result<String, String> {
     if let Some(path) = name.strip_prefix("file:") {
         let content = String::from_utf8(around.read(path)?).map_err(|_| format!("{path} is not UTF-8"))?;
         return Ok(content.trim_end_matches(['\n', '\r']).to_owned());
+    }
+    if OURS.iter().any(|ours| name == *ours || name.strip_prefix(ours).is_some_and(|rest| rest.starts_with(":-"))) {
+        return Err(format!(
+            "`{}` is a setting of waltag itself: who edits rules must not read it",
+            name.split(":-").next().unwrap_or_default()
+        ));
     }
     let (name, default) = name.split_once(":-").map_or((name, None), |(name, default)| (name, Some(default)));
     match (around.variable)(name).filter(|value| !value.is_empty()).or(default.map(str::to_owned)) {

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Files;
 
+/// Rule files have 16 MiB at most, and each character may be escaped.
+const LARGEST: u64 = 128 << 20;
+
 /// A place for one rule set.
 pub struct Kept(PathBuf);
 
@@ -25,9 +28,15 @@ impl Kept {
 
     /// What was kept last; nothing if it cannot be read.
     pub fn read(&self) -> Option<Files> {
-        let content: Content = serde_json::from_slice(&std::fs::read(&self.0).ok()?).ok()?;
+        let content: Content = serde_json::from_slice(&self.content()?).ok()?;
         let file = |(path, text): (PathBuf, String)| (path, text.into_bytes());
         (content.format == 1).then(|| content.files.into_iter().map(file).collect())
+    }
+
+    /// It holds all files, and so may be larger than one.
+    fn content(&self) -> Option<Vec<u8>> {
+        std::fs::metadata(&self.0).ok().filter(|found| found.is_file() && found.len() <= LARGEST)?;
+        std::fs::read(&self.0).ok()
     }
 
     /// Keeps this set, whole or not at all. Only the owner may read it: a URL may have been written with its password.

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use prometheus_client::metrics::counter::Counter;
 
 use crate::cache::Cache;
+use crate::files;
 use cases::Case;
 use condition::Condition;
 use diagnostic::{Diagnostic, Place, Severity, Source};
@@ -271,10 +272,18 @@ impl Rules {
     }
 }
 
+/// Bytes of all rule files together: a hundred thousand rules have 10 MB.
+const MOST: usize = 16 << 20;
+
 /// Reads every file behind `paths`.
 pub fn read(paths: &[String]) -> Result<Files, paths::Error> {
-    let read = |path: PathBuf| match std::fs::read(&path) {
-        Ok(bytes) => Ok((path, bytes)),
+    let mut room = MOST;
+    let read = |path: PathBuf| match files::read(&path) {
+        Ok(bytes) if bytes.len() > room => Err(paths::Error::TooMany(path)),
+        Ok(bytes) => {
+            room -= bytes.len();
+            Ok((path, bytes))
+        }
         Err(error) => Err(paths::Error::Unreadable(path, error)),
     };
     paths::files(paths)?.into_iter().map(read).collect()

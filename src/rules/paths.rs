@@ -11,6 +11,9 @@ pub enum Error {
     /// Missing or not readable.
     #[error("cannot read the rules at {0}: {1}")]
     Unreadable(PathBuf, std::io::Error),
+    /// One file too many.
+    #[error("with {0} the rule files have more than 16 MiB together")]
+    TooMany(PathBuf),
     /// A directory or glob without a rule file.
     #[error("there is no rule file at {0}; rules are files named *.yaml or *.yml")]
     Empty(PathBuf),

@@ -60,6 +60,8 @@ pub enum Cell<'a> {
     Text(&'a str),
     /// Not sent: TOAST that did not change, or a column outside the identity.
     Unknown,
+    /// Sent, but too long to be held, or no text: another value than before, whatever it is.
+    Lost,
 }
 
 /// One change of a relation; each image holds at least [`Plan::width`] cells.
@@ -167,15 +169,19 @@ impl Plan {
                 // A row that there is not is a row of nulls.
                 None | Some(Cell::Null) => Some((type_oid, None)),
                 Some(Cell::Text(text)) => Some((type_oid, Some(text.to_owned()))),
-                Some(Cell::Unknown) => None,
+                Some(Cell::Unknown | Cell::Lost) => None,
             }
         };
         // An old row that was not sent is no row of nulls.
         let sent = change.old.is_some() || change.event == Event::Insert;
         let old = |name: &str| if sent { image(change.old, name) } else { None };
+        let is_lost = |name: &str| {
+            let at = self.columns.iter().position(|column| column.name == name);
+            at.and_then(|at| change.new?.get(at)) == Some(&Cell::Lost)
+        };
         let new = |name: &str| match (image(change.new, name), change.old) {
             // TOAST that did not change.
-            (None, Some(_)) => image(change.old, name),
+            (None, Some(_)) if !is_lost(name) => image(change.old, name),
             (found, _) => found,
         };
         let row: Image = match side {

@@ -40,6 +40,7 @@ impl Registry {
             Err(error) => Err(error.into()),
         };
         self.watch.set(paths::directories(&self.paths, named.borrow().iter()));
+        self.watch.retry = loaded.is_err();
         loaded
     }
 

@@ -32,6 +32,8 @@ pub struct Watch {
     watched: BTreeMap<PathBuf, Identity>,
     /// When directories are looked for again.
     rearm: Instant,
+    /// What was read cannot be used: it is read again however quiet it is, because what was wrong may not be in a file (no file descriptor was left).
+    pub retry: bool,
     /// Something changed: when first, and when last.
     pending: Option<(Instant, Instant)>,
 }
@@ -52,7 +54,7 @@ impl Watch {
         });
         let (wanted, watched) = (BTreeSet::new(), BTreeMap::new());
         let rearm = Instant::now() + REARM;
-        Watch { watcher: watcher.ok(), events, wanted, watched, rearm, pending: None }
+        Watch { watcher: watcher.ok(), events, wanted, watched, rearm, retry: false, pending: None }
     }
 
     /// Watches these directories instead of those before.
@@ -101,7 +103,7 @@ impl Watch {
                     () = sleep_until(self.rearm) => {
                         self.rearm = Instant::now() + REARM;
                         // What came before the new watch was not seen.
-                        if self.arm() {
+                        if self.arm() || self.retry {
                             self.note();
                         }
                     }

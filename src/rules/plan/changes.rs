@@ -18,7 +18,7 @@ impl BoundChanges {
         let differs = |index: usize| match (cell(old, index), cell(new, index)) {
             // TOAST that did not change.
             (_, Cell::Unknown) => false,
-            (Cell::Unknown, _) => true,
+            (Cell::Unknown | Cell::Lost, _) | (_, Cell::Lost) => true,
             (old, new) => old != new,
         };
         match self.only {

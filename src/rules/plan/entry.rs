@@ -235,14 +235,19 @@ impl Entry {
 
     /// Writes the tags of one row; does it have any?
     fn write(&self, pieces: &[Piece], row: &[Cell], tags: &mut Tags) -> Result<bool, &'static str> {
-        let is_unknown = |index: usize| cell(row, index) == Cell::Unknown;
-        let unknown = |piece: &Piece| match piece {
-            Piece::Column { index, .. } => is_unknown(*index),
-            Piece::Row(whole) => whole.columns.iter().any(|(_, index, _)| is_unknown(*index)),
-            Piece::Literal(_) => false,
+        let has = |wanted: Cell| {
+            let is_such = |index: usize| cell(row, index) == wanted;
+            pieces.iter().any(|piece| match piece {
+                Piece::Column { index, .. } => is_such(*index),
+                Piece::Row(whole) => whole.columns.iter().any(|(_, index, _)| is_such(*index)),
+                Piece::Literal(_) => false,
+            })
         };
-        if pieces.iter().any(unknown) {
+        if has(Cell::Unknown) {
             return Err("the replica identity does not send the old value");
+        }
+        if has(Cell::Lost) {
+            return Err("the value is too long to be held");
         }
         if self.fans_out {
             return self.fan_out(pieces, row, tags);
@@ -272,7 +277,7 @@ impl Entry {
                                 None
                             }
                         },
-                        Cell::Null | Cell::Unknown => writing.write(writing.type_oid, None),
+                        Cell::Null | Cell::Unknown | Cell::Lost => writing.write(writing.type_oid, None),
                     };
                     self.push(out, text)
                 }

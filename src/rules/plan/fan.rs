@@ -28,8 +28,8 @@ impl Entry {
                             .into_iter()
                             .map(|(oid, value)| writing.write(oid, value))
                             .collect(),
-                        Cell::Null | Cell::Unknown if path.contains(&Step::Each) => Vec::new(),
-                        Cell::Null | Cell::Unknown => vec![writing.write(writing.type_oid, None)],
+                        Cell::Null | Cell::Unknown | Cell::Lost if path.contains(&Step::Each) => Vec::new(),
+                        Cell::Null | Cell::Unknown | Cell::Lost => vec![writing.write(writing.type_oid, None)],
                     };
                     let (mut longer, mut bytes) = (Vec::new(), 0);
                     for head in &heads {

@@ -23,7 +23,7 @@ impl WholeRow {
         for (name, index, type_oid) in &self.columns {
             let text = match cell(row, *index) {
                 Cell::Text(text) => Some(text),
-                Cell::Null | Cell::Unknown => None,
+                Cell::Null | Cell::Unknown | Cell::Lost => None,
             };
             object.insert(name.clone(), self.value(*type_oid, text));
         }
