@@ -33,6 +33,7 @@ mod owed;
 mod reader;
 mod reload;
 mod replicas;
+mod said_by_strangers;
 mod sentinel;
 mod server_settings;
 mod setup;
