@@ -17,6 +17,7 @@ mod failover;
 mod gaps;
 mod grammar;
 mod history;
+mod hostile_names;
 mod libraries;
 mod mallory;
 mod mistakes;
