@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod admin_port;
+mod attacks;
 mod bad_input;
 mod bench;
 mod changes;
