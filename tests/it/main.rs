@@ -16,6 +16,7 @@ mod demo;
 mod dialects;
 mod endurance;
 mod failover;
+mod floods;
 mod gaps;
 mod grammar;
 mod history;
