@@ -126,8 +126,8 @@ struct Daemon {
 /// Runs until a signal asks to stop, or until something only people can mend is wrong before the first READY.
 pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
     let mut shutdown = Shutdown::listen()?;
-    let board = Board::new();
     admission::raise_limit();
+    let board = Board::new();
     let host = settings.listen.rsplit_once(':').map(|(host, _)| host.to_owned());
     let doors = Doors {
         hosts: host.into_iter().chain(settings.listen_hosts.clone()).collect(),

@@ -15,10 +15,10 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use serde::Deserialize;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::timeout;
 
-use self::admission::{Doors, IsNear};
+use self::admission::{Doors, IsTrusted};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::metrics::Metrics;
@@ -107,6 +107,8 @@ pub struct Board {
     knock: Arc<Notify>,
     /// Milliseconds from `begin` to the last turn of the loop.
     turned: Arc<AtomicU64>,
+    /// For those who wait.
+    places: Arc<Semaphore>,
 }
 
 impl Board {
@@ -124,6 +126,7 @@ impl Board {
             ends: Arc::default(),
             knock: Arc::default(),
             turned: Arc::default(),
+            places: Arc::new(Semaphore::new(admission::waiters())),
         }
     }
 
@@ -243,10 +246,10 @@ async fn livez(State(board): State<Board>) -> impl IntoResponse {
     }
 }
 
-/// Others than this machine see whether it is ready, and not why: a reason has names of tables and addresses in it.
-async fn readyz(State(board): State<Board>, Extension(IsNear(near)): Extension<IsNear>) -> impl IntoResponse {
+/// Others see whether it is ready, and not why: a reason has names of tables and addresses in it.
+async fn readyz(State(board): State<Board>, Extension(IsTrusted(trusted)): Extension<IsTrusted>) -> impl IntoResponse {
     let status = board.status.borrow();
-    let body = match near {
+    let body = match trusted {
         true => serde_json::json!({"ready": status.is_ready(), "reasons": status.reasons}),
         false => serde_json::json!({"ready": status.is_ready()}),
     };
@@ -280,6 +283,10 @@ async fn wait(State(board): State<Board>, Query(wait): Query<Wait>) -> (StatusCo
     if outbox && matches!(token, Token::Position(_)) {
         return wrong("this daemon reads an outbox: wait for an xid or a snapshot, not for an LSN".into());
     }
+    // Whoever asks something else must find a connection that does not wait.
+    let Ok(_place) = board.places.try_acquire() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many wait here; come again\n".into());
+    };
     match timeout(limit, board.wait_for(token)).await {
         Ok(Some(Err(end))) => wrong(format!("that lies beyond the end of the server's log, which is {end}")),
         Ok(Some(Ok(Reached { detached: Some(cache), .. }))) => {

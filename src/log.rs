@@ -10,10 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 
-use tracing::subscriber::Interest;
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::layer::{Context, Filter, Layer, SubscriberExt};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::LogFormat;
@@ -49,15 +48,13 @@ pub fn start(format: LogFormat) -> WorkerGuard {
     let colours = io::stderr().is_terminal();
     let log = tracing_subscriber::fmt::layer().with_target(false).with_ansi(colours);
     let entries = move || Entries { out: out.clone(), colours };
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(Limit);
     // Under systemd the journal stamps the time itself.
     match (format, std::env::var_os("JOURNAL_STREAM").is_some()) {
         // There, line breaks are escaped by the format.
-        (LogFormat::Json, _) => {
-            registry.with(log.json().flatten_event(true).with_writer(entries).with_filter(Limit)).init()
-        }
-        (LogFormat::Text, true) => registry.with(log.without_time().with_writer(entries).with_filter(Limit)).init(),
-        (LogFormat::Text, false) => registry.with(log.with_writer(entries).with_filter(Limit)).init(),
+        (LogFormat::Json, _) => registry.with(log.json().flatten_event(true).with_writer(entries)).init(),
+        (LogFormat::Text, true) => registry.with(log.without_time().with_writer(entries)).init(),
+        (LogFormat::Text, false) => registry.with(log.with_writer(entries)).init(),
     }
     guard
 }
@@ -84,16 +81,8 @@ pub fn tell_lost() {
 /// Which entries are written.
 struct Limit;
 
-impl<S: Subscriber> Filter<S> for Limit {
-    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
-        true
-    }
-
-    fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
-        Interest::always()
-    }
-
-    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+impl<S: Subscriber> Layer<S> for Limit {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let metadata = event.metadata();
         // Who asks for more than `info` wants all of it.
         let (Some(file), Some(line)) = (metadata.file(), metadata.line()) else { return true };

@@ -27,6 +27,11 @@ pub fn message(text: &str) -> Plain<'_> {
     Plain { text, most: MESSAGE }
 }
 
+/// A sentence of ours with texts of others in it.
+pub fn whole(text: &str) -> Plain<'_> {
+    Plain { text, most: usize::MAX }
+}
+
 /// Several lines of our own, in which whatever else is hidden is shown: as JSON escapes it, so that JSON stays JSON.
 pub fn lines(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

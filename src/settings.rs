@@ -240,8 +240,10 @@ impl Settings {
             Some(path) => Some(environment.file("--listen-token-file", path)?),
             None => environment.setting("LISTEN_TOKEN")?,
         };
-        let listen_token = listen_token.filter(|token| !token.is_empty());
-        if listen_token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+        if listen_token
+            .as_ref()
+            .is_some_and(|token| token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
             let sentence = "a token is made of ASCII letters, digits and signs, without blanks";
             return Err(Error::Value("--listen-token-file".into(), sentence.into()));
         }

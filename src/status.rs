@@ -4,6 +4,7 @@ use std::fmt::{self, Display};
 
 use serde::{Deserialize, Serialize};
 
+use crate::plain::plain;
 use crate::source::replication::slot::Feed;
 
 /// Everything that can be asked for.
@@ -147,7 +148,7 @@ impl Display for Status {
                 writeln!(f, "        received {received}, confirmed {confirmed}{bytes}")?;
             }
             Feed::Replication => {
-                writeln!(f, "source  {server}, slot {slot}, publication {publication}")?;
+                writeln!(f, "source  {server}, slot {slot}, publication {}", plain(publication))?;
                 writeln!(f, "        received {received}, confirmed {confirmed}")?;
                 let (behind, kept) = (size(source.unconfirmed_wal_bytes), size(source.retained_wal_bytes));
                 let safe =

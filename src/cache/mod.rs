@@ -71,7 +71,7 @@ pub struct Cache {
     pub replicas: Vec<Endpoint>,
     /// What was sent counts when so many replicas of each master have it.
     pub wait_replicas: u8,
-    /// SQL may name tags that begin with one of these, and no others; empty where the dialect or the rules say which.
+    /// SQL may name tags that begin with one of these, or that a template can render, and no others; empty where the dialect says which.
     pub prefix_only: Vec<String>,
     /// Beside other caches, one that is away for this long no longer holds them up.
     pub detach_after: Duration,

@@ -49,7 +49,7 @@ pub const COMMON: [(&str, &str); 16] = [
     ("wait_replicas", "so many replicas of Redis must have taken what was sent before it counts (WAIT); 0"),
     (
         "prefix_only",
-        "SQL (`waltag.invalidate`) may only name tags that begin with one of these; by default, where the tag is the key, those that a template can render",
+        "SQL (`waltag.invalidate`) may only name tags that begin with one of these, or that a template of the rules can render; where the tag is the key, the latter by default",
     ),
     ("detach_after", "a cache that is away for this long no longer holds up the others; 60s"),
     ("replicas", "database URLs of standbys that the application reads from"),

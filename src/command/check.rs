@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{session, show};
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::plain::plain;
+use crate::plain::{plain, whole};
 use crate::rules::diagnostic::{self, Diagnostic, Severity};
 use crate::rules::{self, Rules};
 use crate::settings::{Environment, Settings, with_surroundings};
@@ -51,7 +51,7 @@ pub async fn check(
     } else {
         warnings.iter().for_each(|warning| show(format_args!("{warning}\n")));
         print_examples(&found.examples);
-        found.notes.iter().for_each(|note| show(format_args!("note: {note}\n")));
+        found.notes.iter().for_each(|note| show(format_args!("note: {}\n", whole(note))));
     }
     if !errors.is_empty() {
         let list = match json {
@@ -86,7 +86,8 @@ async fn ask(settings: &Settings, rules: &Rules) -> Result<Live, Failure> {
     }
     if !catalog.publication.exists {
         let name = &settings.names.publication;
-        live.notes.push(format!("the publication \"{name}\" does not exist yet: `waltag setup` prints the SQL"));
+        live.notes
+            .push(format!("the publication \"{}\" does not exist yet: `waltag setup` prints the SQL", plain(name)));
     }
     if let Err(error) = replication::probe(&endpoint, &session, &settings.names).await {
         live.notes.push(format!("with these settings `run` would get no stream: {error}"));
@@ -123,7 +124,7 @@ fn print_examples(examples: &[Example]) {
             (_, Some(text)) => format!(" -> {}", shortened(text)),
             (_, None) => " -> no tag".into(),
         };
-        show(format_args!("  {place}  {cache}  {column} {kind}: {from}{to}"));
+        show(format_args!("  {}  {}  {} {kind}: {from}{to}", whole(&place.to_string()), plain(cache), plain(column)));
     }
     show("");
 }

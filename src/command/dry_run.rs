@@ -7,6 +7,7 @@ use super::show;
 use crate::cache::command::{Draw, commands};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::plain::whole;
 use crate::rules::Rules;
 use crate::rules::diagnostic;
 use crate::settings::Settings;
@@ -124,7 +125,7 @@ fn tell(rules: &Rules, transaction: Open, end: Lsn) {
     show(format_args!("transaction {xid}, up to {end}"));
     for (cache, stale) in rules.caches.iter().zip(&stale) {
         for tag in stale.tags.iter() {
-            show(format_args!("  {}  {}", cache.name, String::from_utf8_lossy(tag)));
+            show(format_args!("  {}  {}", cache.name, whole(&String::from_utf8_lossy(tag))));
             for command in commands(cache, tag, Draw::new(cache)) {
                 show(format_args!("    {command}"));
             }

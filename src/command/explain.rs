@@ -8,6 +8,7 @@ use super::{load, show, table_named};
 use crate::cache::command::{Draw, commands};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::plain::whole;
 use crate::rules::Rules;
 use crate::rules::events::Event;
 use crate::rules::plan::{Cell, Change, Column, Plan};
@@ -56,7 +57,7 @@ fn tell(
     let change = Change { event, old: old.as_deref(), new: new.as_deref() };
     for rule in rules.of_table(table) {
         let templates: Vec<&str> = rule.tags.iter().map(|tag| tag.template.text.as_str()).collect();
-        show(format_args!("{}  {}  {}", rule.place, rule.tables, templates.join("  ")));
+        show(format_args!("{}  {}  {}", rule.place, rule.tables, whole(&templates.join("  "))));
     }
     let mut stale: Vec<Stale> = rules.caches.iter().map(|_| Stale::default()).collect();
     let mut unlisted = Vec::new();
@@ -65,7 +66,7 @@ fn tell(
     for (cache, stale) in rules.caches.iter().zip(&stale).filter(|(_, stale)| !stale.tags.is_empty()) {
         show(format_args!("\n{} ({}, {})", cache.name, cache.dialect.name, cache.address()));
         for tag in stale.tags.iter() {
-            show(format_args!("  {}", String::from_utf8_lossy(tag)));
+            show(format_args!("  {}", whole(&String::from_utf8_lossy(tag))));
             for command in commands(cache, tag, Draw::new(cache)) {
                 show(format_args!("    {command}"));
             }
@@ -77,7 +78,7 @@ fn tell(
     if stale.iter().all(Stale::is_empty) {
         show(format_args!("\nno tag goes stale"));
     }
-    unlisted.iter().for_each(|sentence| show(format_args!("\ncannot be listed: {sentence}")));
+    unlisted.iter().for_each(|sentence| show(format_args!("\ncannot be listed: {}", whole(sentence))));
     Ok(())
 }
 

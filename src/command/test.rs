@@ -8,6 +8,7 @@ use tokio_postgres::types::{Kind, Type};
 use super::{load, session, show};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::plain::whole;
 use crate::rules::Rules;
 use crate::rules::cases::{Case, Expected, Row, Written};
 use crate::rules::events::Event;
@@ -36,11 +37,11 @@ pub async fn test(settings: &Settings, environment: &Environment, live: bool) ->
             Err(problem) => vec![problem],
         };
         match problems.as_slice() {
-            [] => show(format_args!("ok      {}", case.name)),
+            [] => show(format_args!("ok      {}", whole(&case.name))),
             problems => {
                 failed += 1;
-                show(format_args!("FAILED  {}\n        at {}", case.name, case.place));
-                problems.iter().for_each(|problem| show(format_args!("        {problem}")));
+                show(format_args!("FAILED  {}\n        at {}", whole(&case.name), case.place));
+                problems.iter().for_each(|problem| show(format_args!("        {}", whole(problem))));
             }
         }
     }

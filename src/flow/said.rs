@@ -60,10 +60,8 @@ pub enum Word {
 enum Allowed {
     /// The client's own prefix, or its hash, keeps them among tags.
     Any,
-    /// The tag is the key: those that begin so.
-    Prefixes(Vec<String>),
-    /// The same: those that a template of the rules can render.
-    Patterns(Vec<Pattern>),
+    /// The tag is the key, or the cache says so: those that begin so, or that a template of the rules can render.
+    Only { prefixes: Vec<String>, patterns: Vec<Pattern> },
 }
 
 /// A message that waits.
@@ -216,17 +214,16 @@ impl Allowed {
     fn lets(&self, tag: &str) -> bool {
         match self {
             Allowed::Any => true,
-            Allowed::Prefixes(prefixes) => prefixes.iter().any(|prefix| tag.starts_with(prefix)),
-            Allowed::Patterns(patterns) => patterns.iter().any(|pattern| pattern.matches(tag.as_bytes())),
+            Allowed::Only { prefixes, patterns } => {
+                prefixes.iter().any(|prefix| tag.starts_with(prefix))
+                    || patterns.iter().any(|pattern| pattern.matches(tag.as_bytes()))
+            }
         }
     }
 }
 
 fn allowed(index: usize, cache: &Cache, rules: &Rules, catalog: &Catalog) -> Allowed {
-    if !cache.prefix_only.is_empty() {
-        return Allowed::Prefixes(cache.prefix_only.clone());
-    }
-    if !cache.has_bare_tags() {
+    if cache.prefix_only.is_empty() && !cache.has_bare_tags() {
         return Allowed::Any;
     }
     let mut patterns = Vec::new();
@@ -243,5 +240,5 @@ fn allowed(index: usize, cache: &Cache, rules: &Rules, catalog: &Catalog) -> All
     }
     patterns.sort();
     patterns.dedup();
-    Allowed::Patterns(patterns)
+    Allowed::Only { prefixes: cache.prefix_only.clone(), patterns }
 }

@@ -37,6 +37,12 @@ const HEAD_SIZE: usize = 16 << 10;
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// The longest that a request may take before it is answered: `/wait`, and a bit.
 const REQUEST_LIMIT: Duration = Duration::from_secs(310);
+/// A new connection may say what it wants within this, before it counts as one that does nothing.
+const GRACE: Duration = Duration::from_millis(200);
+/// Who is to make way is looked for this often, ...
+const LOOK: Duration = Duration::from_millis(20);
+/// ... and so many times.
+const LOOKS: u32 = 25;
 /// After `accept` has failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -48,9 +54,9 @@ pub struct Doors {
     pub token: Option<String>,
 }
 
-/// The peer of a request is on this machine.
+/// Who asks may know everything: from this machine, or with the token.
 #[derive(Clone, Copy)]
-pub struct IsNear(pub bool);
+pub struct IsTrusted(pub bool);
 
 impl Doors {
     /// Answers in the place of a request that must not come in.
@@ -66,19 +72,26 @@ impl Doors {
             let sentence = "this server is not called so: name it in --listen-hosts if it is";
             return say(StatusCode::FORBIDDEN, sentence);
         }
-        if near || matches!(request.uri().path(), "/livez" | "/readyz") {
+        if self.trusts(request, near) || matches!(request.uri().path(), "/livez" | "/readyz") {
             return None;
         }
-        let Some(token) = &self.token else {
-            let sentence = "only this machine may ask for that: set --listen-token-file (WALTAG_LISTEN_TOKEN) to let others, who bring it as `Authorization: Bearer`";
-            return say(StatusCode::FORBIDDEN, sentence);
-        };
+        match self.token {
+            Some(_) => {
+                say(StatusCode::UNAUTHORIZED, "bring the token of --listen-token-file as `Authorization: Bearer`")
+            }
+            None => say(
+                StatusCode::FORBIDDEN,
+                "only this machine may ask for that: set --listen-token-file (WALTAG_LISTEN_TOKEN) to let others, who bring it as `Authorization: Bearer`",
+            ),
+        }
+    }
+
+    /// From this machine, or with the token.
+    fn trusts(&self, request: &Request<Incoming>, near: bool) -> bool {
         let brought =
             request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        match brought.is_some_and(|brought| is_equal(brought, token.as_bytes())) {
-            true => None,
-            false => say(StatusCode::UNAUTHORIZED, "bring the token of --listen-token-file as `Authorization: Bearer`"),
-        }
+        let known = |token: &String| brought.is_some_and(|brought| is_equal(brought, token.as_bytes()));
+        near || self.token.as_ref().is_some_and(known)
     }
 
     /// Is this what the server is called? An address cannot be rebound.
@@ -120,6 +133,11 @@ pub fn most() -> usize {
     (limit.saturating_sub(KEPT_BACK) / 2).clamp(16, MOST) as usize
 }
 
+/// How many may wait at a time: some connections are left for those who ask something else.
+pub fn waiters() -> usize {
+    most() - most() / 10
+}
+
 /// Raises the limit of open files as far as this process may: the usual one, of 1,024, is for programs that use select().
 pub fn raise_limit() {
     const WANTED: u64 = 16_384;
@@ -146,23 +164,35 @@ pub async fn admit(listener: TcpListener, router: Router, doors: Doors) {
                 continue;
             }
         };
-        let mut open = guests.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.open.len() >= most && !open.make_room(begin.elapsed()) {
-            drop(open);
+        if !find_room(&guests, most, begin).await {
             turn_away(stream);
             continue;
         }
+        let mut open = guests.lock().unwrap_or_else(PoisonError::into_inner);
         open.next += 1;
-        let (number, busy) = (open.next, Arc::new(AtomicU64::new(0)));
+        let (number, busy) = (open.next, Arc::new(AtomicU64::new((begin.elapsed() + GRACE).as_millis() as u64)));
         let serving = serve(stream, peer, router.clone(), doors.clone(), busy.clone(), begin);
-        let (left, leaving) = (guests.clone(), Leaving(guests.clone(), number));
+        let leaving = Leaving(guests.clone(), number);
         let task = tokio::spawn(async move {
             let _leaving = leaving;
             serving.await;
         });
-        drop(left);
         open.open.insert(number, Guest { abort: task.abort_handle(), busy });
     }
+}
+
+/// Waits until there is room for one more; false if that takes too long.
+async fn find_room(guests: &Mutex<Guests>, most: usize, begin: Instant) -> bool {
+    for _ in 0..LOOKS {
+        {
+            let mut guests = guests.lock().unwrap_or_else(PoisonError::into_inner);
+            if guests.open.len() < most || guests.make_room(begin.elapsed()) {
+                return true;
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    false
 }
 
 /// Takes a connection out of the list, however it ends.
@@ -209,14 +239,14 @@ async fn serve(
     let answered = busy.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         busy.store(until(REQUEST_LIMIT), Ordering::Relaxed);
-        let refusal = doors.refusal(&request, near);
+        let (refusal, trusted) = (doors.refusal(&request, near), doors.trusts(&request, near));
         let (mut router, busy) = (router.clone(), busy.clone());
         async move {
             let response = match refusal {
                 Some(refusal) => refusal,
                 None => {
                     let mut request = request.map(Body::new);
-                    request.extensions_mut().insert(IsNear(near));
+                    request.extensions_mut().insert(IsTrusted(trusted));
                     match router.call(request).await {
                         Ok(response) => response,
                         Err(never) => match never {},
@@ -238,8 +268,7 @@ async fn serve(
             _ = connection.as_mut() => return,
             // Whoever does not take the answer, or sends a body that nobody reads, holds the connection no longer than this.
             () = tokio::time::sleep(ANSWER_LIMIT) => {
-                let free = answered.load(Ordering::Relaxed);
-                if free > 0 && free < until(Duration::ZERO).saturating_sub(HEAD_LIMIT.as_millis() as u64) {
+                if answered.load(Ordering::Relaxed) + (HEAD_LIMIT.as_millis() as u64) < until(Duration::ZERO) {
                     return;
                 }
             }

@@ -1,5 +1,6 @@
 //! What is wrong with a rule file, where, and what to do: one message per problem, with the line and a caret.
 
+use crate::plain::whole;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -121,13 +122,13 @@ impl fmt::Display for Diagnostic {
         let indent: String = before.map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
         let room = text.chars().count().saturating_sub(column - 1).max(1);
         let caret = "^".repeat(self.place.width.clamp(1, room));
-        writeln!(f, "{severity}[{}]: {}", self.code, self.message)?;
-        writeln!(f, "{margin}--> {}", self.place)?;
+        writeln!(f, "{severity}[{}]: {}", self.code, whole(&self.message))?;
+        writeln!(f, "{margin}--> {}", whole(&self.place.to_string()))?;
         writeln!(f, "{margin} |")?;
         writeln!(f, "{line} | {text}")?;
         write!(f, "{margin} | {indent}{caret}")?;
         match &self.help {
-            Some(help) => write!(f, "\n{margin} = help: {help}"),
+            Some(help) => write!(f, "\n{margin} = help: {}", whole(help)),
             None => Ok(()),
         }
     }

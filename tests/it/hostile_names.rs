@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use tokio_postgres::Client;
-use waltag::source::session::identifier;
+use waltag::source::session::quoted as identifier;
 
 use crate::mallory::{run, world};
 use crate::support::{World, fill, is_gone, until};

@@ -119,7 +119,7 @@ async fn rows_of_an_odd_table() {
 #[tokio::test]
 async fn ten_thousand_prefixes() {
     let world = World::new().await;
-    world.setup(r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: prefix}}, rules: [{table: first_model, tags: ["u:<id>:"]}]}"#);
+    world.setup(r#"{version: 1, caches: {c: {url: "{redis}/0", dialect: prefix, prefix_only: ['o:']}}, rules: [{table: first_model, tags: ["u:<id>:"]}]}"#);
     let (sql, mut cache, daemon) = (world.sql().await, world.cache(0).await, world.daemon());
     let fill = "for i = ARGV[1] + 1, ARGV[1] + 2000 do redis.call('SET', 'u:' .. i .. ':x', 'x') redis.call('SET', 'o:' .. i, 'x') end";
     for start in (0..20_000).step_by(2_000) {

@@ -115,8 +115,8 @@ async fn tags_from_sql() {
                 .await;
         world.source = source.into();
         world.setup(
-            r#"{version: 1, caches: {default: {url: "{redis}/0", dialect: keys}, pages: {url: "{redis}/1", dialect: keys}},
-            rules: [{table: report, tags: ["r:<id>"]}]}"#,
+            r#"{version: 1, caches: {default: {url: "{redis}/0", dialect: keys, prefix_only: ['']},
+            pages: {url: "{redis}/1", dialect: keys, prefix_only: ['']}}, rules: [{table: report, tags: ["r:<id>"]}]}"#,
         );
         let daemon = world.watched();
         let (sql, app, guest) =
@@ -168,7 +168,7 @@ async fn tags_from_sql() {
             }
             world.settled(&sql).await;
             assert!(
-                daemon.get("/metrics").1.contains("waltag_spurned_messages_total 4"),
+                daemon.get("/metrics").1.contains("waltag_spurned_messages_total 5"),
                 "{}",
                 daemon.get("/metrics").1
             );
