@@ -38,6 +38,7 @@ mod reader;
 mod reload;
 mod replicas;
 mod said_by_strangers;
+mod search_path;
 mod sentinel;
 mod server_settings;
 mod setup;

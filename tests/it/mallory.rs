@@ -14,9 +14,12 @@ const SPY: &str = "CREATE ROLE mallory LOGIN; CREATE SCHEMA spy AUTHORIZATION ma
         RETURN spy.sprung(what); END $$;
     ALTER FUNCTION spy.sprung OWNER TO mallory; ALTER FUNCTION spy.fold OWNER TO mallory;";
 
+/// A line for each thing that is run: without the statement, and what called it.
+const LOG: &str = "log_error_verbosity = terse\nlog_min_error_statement = panic";
+
 /// A world with a schema, and with her in it.
 pub async fn world(schema: &str) -> World {
-    World::with("", &format!("{SPY}{schema}")).await
+    World::with(LOG, &format!("{SPY}{schema}")).await
 }
 
 /// What of hers was run, and by whom, each once, since the log was as long as `known`; what she ran herself is her own affair.

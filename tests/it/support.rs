@@ -381,6 +381,11 @@ impl Daemon {
         fs::read_to_string(&self.log).unwrap()
     }
 
+    /// Where its log is.
+    pub fn log_file(&self) -> PathBuf {
+        self.log.clone()
+    }
+
     /// Waits until the log has `text`.
     pub fn wait_for(&self, text: &str) {
         self.wait_for_count(text, 1);
