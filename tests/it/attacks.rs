@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use redis::aio::MultiplexedConnection;
 use tokio_postgres::Client;
 
-use crate::support::{fill, is_gone, until_within};
+use crate::support::{fill, is_gone};
 
 /// Nobody waits longer for a commit to go stale, whatever is attacked.
 pub const SOON: Duration = Duration::from_secs(5);
@@ -73,10 +73,34 @@ pub fn assert_alive(address: &str, limit: Duration) {
     assert_eq!(answered, Some(200), "/livez within {limit:?}");
 }
 
-/// A new row of `first_model` makes its tag stale in time.
-pub async fn assert_goes_stale(sql: &Client, cache: &mut MultiplexedConnection, id: i32, limit: Duration) {
+/// Does a new row of `first_model` make its tag stale in time?
+pub async fn goes_stale(sql: &Client, cache: &mut MultiplexedConnection, id: i32, limit: Duration) -> bool {
     let key = format!("FirstModel.pk:{id}");
     fill(cache, &key).await;
+    let deadline = Instant::now() + limit;
     sql.batch_execute(&format!("INSERT INTO first_model VALUES ({id})")).await.unwrap();
-    until_within(limit, &format!("{key} goes stale within {limit:?}"), || is_gone(cache, &key)).await;
+    while !is_gone(cache, &key).await {
+        if Instant::now() > deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
+
+/// It must.
+pub async fn assert_goes_stale(sql: &Client, cache: &mut MultiplexedConnection, id: i32, limit: Duration) {
+    assert!(goes_stale(sql, cache, id, limit).await, "the row {id} is not stale within {limit:?}");
+}
+
+/// What a page says once its code is this one; nothing if that takes longer.
+pub async fn answered(address: &str, path: &str, code: u16, limit: Duration) -> Option<String> {
+    let deadline = Instant::now() + limit;
+    while Instant::now() < deadline {
+        match get(address, path, SOON) {
+            Some((found, body)) if found == code => return Some(body),
+            _ => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+    None
 }

@@ -25,6 +25,7 @@ mod libraries;
 mod mallory;
 mod mistakes;
 mod names;
+mod odd_files;
 mod odd_values;
 mod operators;
 mod orm;
