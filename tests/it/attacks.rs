@@ -15,8 +15,17 @@ pub const SOON: Duration = Duration::from_secs(5);
 
 /// The command under limits of the shell: `-n 1024` for both limits of open files. Its process id stays its own.
 pub fn limited(limits: &str, command: &Command) -> Command {
+    through(&format!("ulimit {limits}; exec \"$0\" \"$@\""), command)
+}
+
+/// The command, killed after so many seconds.
+pub fn bounded(seconds: u32, command: &Command) -> Command {
+    through(&format!("exec timeout -s KILL {seconds} \"$0\" \"$@\""), command)
+}
+
+fn through(script: &str, command: &Command) -> Command {
     let mut bash = Command::new("bash");
-    bash.arg("-c").arg(format!("ulimit {limits}; exec \"$0\" \"$@\"")).arg(command.get_program());
+    bash.args(["-c", script]).arg(command.get_program());
     bash.args(command.get_args()).env_clear().stdin(std::process::Stdio::null());
     bash.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     bash

@@ -40,6 +40,7 @@ mod reload;
 mod replicas;
 mod said_by_strangers;
 mod search_path;
+mod secrets;
 mod sentinel;
 mod server_settings;
 mod setup;
