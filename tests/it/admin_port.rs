@@ -233,6 +233,16 @@ async fn only_names_of_this_machine_are_answered() {
         }
         let code = code(&address, path, "");
         assert_eq!(code, 400, "{path} without a host");
+        // By other ways to say it.
+        for odd in [
+            format!("GET {path} HTTP/1.0\r\nHost: attacker.example\r\n\r\n"),
+            format!("GET http://attacker.example{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
+            request(path, "Host: attacker.example\r\nHost: localhost\r\n"),
+            request(path, "Host: localhost\r\nHost: attacker.example\r\n"),
+        ] {
+            let (code, answer) = ask(&address, &odd, PROMPTLY).unwrap();
+            assert!(matches!(code, 400 | 403), "{odd:?}: {answer}");
+        }
     }
     drop(daemon);
     for by_flag in [true, false] {
