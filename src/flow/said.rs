@@ -30,7 +30,8 @@ pub(super) fn take(content: &[u8], rules: &Rules, stale: &mut [Stale], metrics: 
     }
 }
 
-fn add(content: &[u8], rules: &Rules, stale: &mut [Stale]) -> Result<(), String> {
+/// The same; nothing is added if it says why not.
+pub fn add(content: &[u8], rules: &Rules, stale: &mut [Stale]) -> Result<(), String> {
     if content.len() > LONGEST {
         return Err(format!("{} bytes are more than {LONGEST}", content.len()));
     }
