@@ -3,7 +3,7 @@
 //! Everything here is synchronous; [`crate::daemon`] feeds it and moves what it hands out.
 
 pub mod history;
-mod said;
+pub mod said;
 pub mod truncations;
 
 use std::future::poll_fn;
@@ -119,7 +119,7 @@ impl Flow {
         match message {
             Message::Begin { xid, committed, final_lsn } => {
                 // The commit record starts there.
-                self.ends_before(Lsn(final_lsn.0 + 1));
+                self.ends_before(Lsn(final_lsn.0.saturating_add(1)));
                 let stale = self.nothing();
                 self.open = Some(Open { xid: *xid, floor: self.received, committed: *committed, stale });
                 return Ok(());

@@ -36,7 +36,7 @@ pub mod command;
 pub mod demo;
 pub mod exit;
 pub mod failure;
-mod http;
+pub mod http;
 pub mod metrics;
 mod quantity;
 pub mod settings;
