@@ -163,12 +163,14 @@ fn url(rest: &str) -> Result<Parameters, Error> {
         names.push(percent_decoded(name));
         ports.push(port);
     }
-    parameters.insert("host".into(), names.join(","));
+    if names.iter().any(|name| !name.is_empty()) {
+        parameters.insert("host".into(), names.join(","));
+    }
     if ports.iter().any(|port| !port.is_empty()) {
         parameters.insert("port".into(), ports.join(","));
     }
     parameters.insert("dbname".into(), percent_decoded(database));
-    parameters.retain(|_, value| !value.is_empty() && value.as_str() != ",");
+    parameters.retain(|_, value| !value.is_empty());
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = percent_decoded(name);
@@ -267,6 +269,9 @@ mod tests {
         assert_eq!(hosts(&parse("postgres://u@[::1]:6000/shop").unwrap()), ["::1:6000"]);
         assert_eq!(hosts(&parse("postgres://u@db/shop?port=6000&host=other").unwrap()), ["other:6000"]);
         assert_eq!(hosts(&parse("postgresql:///shop?host=%2Frun%2Fpg&user=u").unwrap()), ["/run/pg/.s.PGSQL.5432"]);
+        // A comma was taken for a list of hosts without a name, whatever it was.
+        assert_eq!(password(&parse("postgres://u:%2C@a/shop").unwrap()), Some(&b","[..]));
+        assert_eq!(hosts(&parse("postgres://u@a,b/,").unwrap()), ["a:5432", "b:5432"]);
         assert_eq!(hosts(&parse("hostaddr=10.0.0.1 host=name user=u").unwrap()), ["10.0.0.1:5432"]);
     }
 
