@@ -124,7 +124,7 @@ impl Flow {
         match message {
             Message::Begin { xid, committed, final_lsn } => {
                 // The commit record starts there.
-                self.ends_before(Lsn(final_lsn.0 + 1));
+                self.ends_before(Lsn(final_lsn.0.saturating_add(1)));
                 let stale = self.nothing();
                 self.open = Some(Open { xid: *xid, floor: self.received, committed: *committed, stale });
                 return Ok(());

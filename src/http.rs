@@ -46,7 +46,7 @@ pub struct Reached {
 
 /// `/wait?lsn=0/16B3748&timeout=5s`; where an outbox is read `/wait?xid=734` or `/wait?snapshot=730:734:731`.
 #[derive(Deserialize)]
-struct Wait {
+pub struct Wait {
     lsn: Option<String>,
     xid: Option<String>,
     snapshot: Option<String>,
@@ -54,7 +54,9 @@ struct Wait {
 }
 
 /// What somebody waits for.
-enum Token {
+#[derive(Debug, PartialEq, Eq)]
+pub enum Token {
+    /// A place in the log.
     Position(Lsn),
     /// A transaction that may still run.
     Transaction(u64),
@@ -63,16 +65,27 @@ enum Token {
 }
 
 impl Token {
-    fn is_in(&self, saw: &Snapshot) -> bool {
+    /// Is all of it visible here?
+    pub fn is_in(&self, saw: &Snapshot) -> bool {
         match self {
             Token::Position(_) => false,
-            Token::Transaction(xid) => *xid < saw.xmax && saw.sees(Xid(*xid as u32)),
+            // An old one may be further away than 32 bits can tell.
+            Token::Transaction(xid) => *xid < saw.xmin || *xid < saw.xmax && saw.sees(Xid(*xid as u32)),
             Token::Snapshot(snapshot) => saw.sees_all_of(snapshot),
         }
     }
 }
 
 impl Wait {
+    /// What it waits for, and for how long.
+    pub fn read(&self) -> Result<(Token, Duration), String> {
+        let token = self.token()?;
+        match self.timeout.as_deref().map_or(Ok(WAIT), quantity::duration)? {
+            limit if limit > LONGEST_WAIT => Err(format!("the timeout is at most {LONGEST_WAIT:?}")),
+            limit => Ok((token, limit)),
+        }
+    }
+
     fn token(&self) -> Result<Token, String> {
         match (&self.lsn, &self.xid, &self.snapshot) {
             (Some(lsn), None, None) => {
@@ -109,6 +122,12 @@ pub struct Board {
     turned: Arc<AtomicU64>,
     /// For those who wait.
     places: Arc<Semaphore>,
+}
+
+impl Default for Board {
+    fn default() -> Board {
+        Board::new()
+    }
 }
 
 impl Board {
@@ -228,15 +247,19 @@ pub async fn serve(address: &str, doors: Doors, board: Board) -> Result<(), Fail
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "listening");
     }
-    let routes = Router::new()
+    tokio::spawn(admission::admit(listener, routes(board), doors));
+    Ok(())
+}
+
+/// What is answered where.
+pub fn routes(board: Board) -> Router {
+    Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .route("/wait", get(wait))
-        .with_state(board);
-    tokio::spawn(admission::admit(listener, routes, doors));
-    Ok(())
+        .with_state(board)
 }
 
 async fn livez(State(board): State<Board>) -> impl IntoResponse {
@@ -270,13 +293,8 @@ async fn metrics(State(board): State<Board>) -> impl IntoResponse {
 /// 200 once every cache is as far; 503 if one is detached, 504 after the timeout.
 async fn wait(State(board): State<Board>, Query(wait): Query<Wait>) -> (StatusCode, String) {
     let wrong = |sentence: String| (StatusCode::BAD_REQUEST, format!("{sentence}\n"));
-    let token = match wait.token() {
-        Ok(token) => token,
-        Err(sentence) => return wrong(sentence),
-    };
-    let limit = match wait.timeout.as_deref().map_or(Ok(WAIT), quantity::duration) {
-        Ok(limit) if limit > LONGEST_WAIT => return wrong(format!("the timeout is at most {LONGEST_WAIT:?}")),
-        Ok(limit) => limit,
+    let (token, limit) = match wait.read() {
+        Ok(both) => both,
         Err(sentence) => return wrong(sentence),
     };
     let outbox = board.saw.borrow().is_some();
@@ -299,4 +317,19 @@ async fn wait(State(board): State<Board>, Query(wait): Query<Wait>) -> (StatusCo
 
 fn code(status: &Status) -> StatusCode {
     if status.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After 2^31 more transactions nobody would ever have been told that one had ended.
+    #[test]
+    fn what_ended_long_ago_is_not_waited_for() {
+        let saw = Snapshot::parse("8589934592:8589934600:8589934592,8589934595").unwrap();
+        for (xid, is_in) in [(734, true), (8_589_934_591, true), (8_589_934_595, false), (8_589_934_596, true)] {
+            assert_eq!(Token::Transaction(xid).is_in(&saw), is_in, "{xid}");
+        }
+        assert!(!Token::Transaction(8_589_934_600).is_in(&saw));
+    }
 }

@@ -37,7 +37,7 @@ pub mod demo;
 pub mod exit;
 pub mod failure;
 pub mod files;
-mod http;
+pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod plain;

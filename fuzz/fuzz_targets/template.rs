@@ -1,12 +1,3 @@
-//! No text makes the template parser panic, and every place that it reports lies within the text:
-//! `cargo +nightly fuzz run template`.
+//! `waltag_fuzz::template` under libFuzzer.
 #![no_main]
-
-use libfuzzer_sys::fuzz_target;
-use waltag::rules::template::Template;
-
-fuzz_target!(|text: &str| {
-    if let Err(error) = Template::parse(text) {
-        assert!(error.offset <= text.chars().count());
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| waltag_fuzz::libfuzzer(waltag_fuzz::template, data));

@@ -63,7 +63,7 @@ impl Command {
     }
 
     /// Its key, or its channel: every command has one.
-    pub(super) fn key(&self) -> &[u8] {
+    pub fn key(&self) -> &[u8] {
         let of_script = self.arguments.first().is_some_and(|name| name == b"EVALSHA");
         self.arguments.get(if of_script { 3 } else { 1 }).map(Vec::as_slice).unwrap_or_default()
     }

@@ -23,7 +23,8 @@ impl Life {
         }
     }
 
-    fn parse(info: &str) -> Option<Life> {
+    /// From the answer to INFO.
+    pub fn parse(info: &str) -> Option<Life> {
         let field =
             |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
         let (run, history) = (field("run_id")?.to_owned(), field("master_replid")?.to_owned());

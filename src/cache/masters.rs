@@ -27,7 +27,7 @@ use super::sentinel::{self, Watch};
 use super::slots::slot_of;
 use super::step::Step;
 use cluster::NOBODY;
-pub use cluster::{moved, nobody, redirection};
+pub use cluster::{moved, nobody, ranges, redirection};
 pub use layout::{Layout, Share};
 
 /// Opening a connection may take this long.

@@ -19,7 +19,7 @@ mod followers;
 pub mod formula;
 pub mod gap;
 pub mod lane;
-mod life;
+pub mod life;
 pub mod location;
 pub mod marker;
 pub mod masters;
@@ -30,7 +30,7 @@ mod released;
 mod releases;
 pub mod repeats;
 mod sentinel;
-mod slots;
+pub mod slots;
 pub mod step;
 pub mod sweep;
 

@@ -170,7 +170,14 @@ impl Ear {
         }
     }
 
-    fn add(&self, content: &[u8], rules: &Rules, stale: &mut [Stale]) -> Result<(), String> {
+    /// One that lets SQL name any tag.
+    pub fn for_any_tag(rules: &Rules) -> Ear {
+        let allowed = rules.caches.iter().map(|_| Allowed::Any).collect();
+        Ear { word: Word::Unneeded, allowed, waiting: Vec::new() }
+    }
+
+    /// Adds the tags of one message; or says why not all of them.
+    pub fn add(&self, content: &[u8], rules: &Rules, stale: &mut [Stale]) -> Result<(), String> {
         if content.len() > LONGEST {
             return Err(format!("{} bytes are more than {LONGEST}", content.len()));
         }

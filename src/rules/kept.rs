@@ -28,9 +28,7 @@ impl Kept {
 
     /// What was kept last; nothing if it cannot be read.
     pub fn read(&self) -> Option<Files> {
-        let content: Content = serde_json::from_slice(&self.content()?).ok()?;
-        let file = |(path, text): (PathBuf, String)| (path, text.into_bytes());
-        (content.format == 1).then(|| content.files.into_iter().map(file).collect())
+        parse(&self.content()?)
     }
 
     /// It holds all files, and so may be larger than one.
@@ -41,14 +39,27 @@ impl Kept {
 
     /// Keeps this set, whole or not at all. Only the owner may read it: a URL may have been written with its password.
     pub fn write(&self, files: &Files) -> io::Result<()> {
-        let text = |(path, bytes): &(PathBuf, Vec<u8>)| (path.clone(), String::from_utf8_lossy(bytes).into_owned());
-        let content = Content { format: 1, files: files.iter().map(text).collect() };
+        let content = print(files)?;
         let mut file = tempfile::NamedTempFile::new_in(self.0.parent().unwrap_or(Path::new(".")))?;
-        file.write_all(&serde_json::to_vec(&content)?)?;
+        file.write_all(&content)?;
         file.as_file().sync_all()?;
         file.persist(&self.0)?;
         Ok(())
     }
+}
+
+/// The files of a set that was kept; nothing if it cannot be read.
+pub fn parse(bytes: &[u8]) -> Option<Files> {
+    let content: Content = serde_json::from_slice(bytes).ok()?;
+    let file = |(path, text): (PathBuf, String)| (path, text.into_bytes());
+    (content.format == 1).then(|| content.files.into_iter().map(file).collect())
+}
+
+/// What is kept of them.
+pub fn print(files: &Files) -> io::Result<Vec<u8>> {
+    let text = |(path, bytes): &(PathBuf, Vec<u8>)| (path.clone(), String::from_utf8_lossy(bytes).into_owned());
+    let content = Content { format: 1, files: files.iter().map(text).collect() };
+    Ok(serde_json::to_vec(&content)?)
 }
 
 #[cfg(test)]

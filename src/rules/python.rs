@@ -10,20 +10,21 @@ use super::value::{element_type, elements};
 
 /// `timedelta.__str__`. psycopg takes a month for 30 and a year for 365 days.
 pub(super) fn interval(text: &str) -> Option<String> {
-    let (mut days, mut micros) = (0_i64, 0_i64);
+    // PostgreSQL sends nothing that 64 bits do not hold; whoever speaks in its place may.
+    let number = |digits: &str| digits.parse::<i64>().ok().map(i128::from);
+    let (mut days, mut micros) = (0_i128, 0_i128);
     let mut words = text.split(' ').peekable();
     while let Some(word) = words.next() {
         if word.contains(':') {
             let (sign, clock) = word.strip_prefix('-').map_or((1, word), |clock| (-1, clock));
             let mut parts = clock.split(':');
-            let (hours, minutes) = (parts.next()?.parse::<i64>().ok()?, parts.next()?.parse::<i64>().ok()?);
+            let (hours, minutes) = (number(parts.next()?)?, number(parts.next()?)?);
             let (seconds, fraction) = parts.next()?.split_once('.').unwrap_or((clock.rsplit(':').next()?, "0"));
-            let fraction: i64 = format!("{fraction:0<6}").parse().ok()?;
-            micros += sign * (((hours * 60 + minutes) * 60 + seconds.parse::<i64>().ok()?) * 1_000_000 + fraction);
+            let fraction = number(&format!("{fraction:0<6}"))?;
+            micros += sign * (((hours * 60 + minutes) * 60 + number(seconds)?) * 1_000_000 + fraction);
             continue;
         }
-        let number: i64 = word.parse().ok()?;
-        days += number
+        days += number(word)?
             * match words.next()? {
                 "year" | "years" => 365,
                 "mon" | "mons" => 30,
@@ -31,7 +32,7 @@ pub(super) fn interval(text: &str) -> Option<String> {
                 _ => return None,
             };
     }
-    const DAY: i64 = 86_400_000_000;
+    const DAY: i128 = 86_400_000_000;
     days += micros.div_euclid(DAY);
     micros = micros.rem_euclid(DAY);
     let (seconds, fraction) = (micros / 1_000_000, micros % 1_000_000);

@@ -174,6 +174,8 @@ mod tests {
             (python, Type::INTERVAL, "1 year 2 mons 3 days 04:05:06.7", "428 days, 4:05:06.700000"),
             (python, Type::INTERVAL, "-00:00:01", "-1 day, 23:59:59"),
             (python, Type::INTERVAL, "1 day", "1 day, 0:00:00"),
+            // An overflow: no interval of PostgreSQL is as long.
+            (python, Type::INTERVAL, "9223372036854775807 mons", "276701161105643274210 days, 0:00:00"),
             (python, Type::INTERVAL, "00:00:00", "0:00:00"),
             (python, Type::BYTEA, "\\x00617f27", r#"b"\x00a\x7f'""#),
             (python, Type::INT4_ARRAY, "{1,NULL,2}", "[1, None, 2]"),

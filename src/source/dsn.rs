@@ -46,7 +46,7 @@ const WITHOUT_EFFECT: [&str; 9] = [
 ];
 
 /// Parameters by libpq's names.
-pub(super) type Parameters = BTreeMap<String, String>;
+pub type Parameters = BTreeMap<String, String>;
 
 /// A parsed DSN. Nothing of it is ever shown but hosts and the database's name.
 #[derive(Clone)]
@@ -117,7 +117,8 @@ impl Dsn {
     }
 }
 
-fn parameters(text: &str) -> Result<Parameters, Error> {
+/// What a text says by itself.
+pub fn parameters(text: &str) -> Result<Parameters, Error> {
     let text = text.trim();
     match text.split_once("://") {
         // A password within a keyword string may hold `://` as well.
@@ -132,12 +133,25 @@ fn parameters(text: &str) -> Result<Parameters, Error> {
     }
 }
 
+/// A value for a message, if it is one word: behind one that ends too late stands the rest of the DSN, and with it perhaps the password.
+pub(super) fn shown(value: &str) -> &str {
+    if is_name(value) { value } else { "..." }
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+}
+
 /// `[user[:password]@][host[:port],...][/dbname][?name=value&...]`; a parameter of the query outranks what stands before it.
 fn url(rest: &str) -> Result<Parameters, Error> {
     let mut parameters = Parameters::new();
     let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, database) = address.split_once('/').unwrap_or((address, ""));
     let (user, hosts) = authority.rsplit_once('@').map_or((None, authority), |(user, hosts)| (Some(user), hosts));
+    if database.contains('@') {
+        let help = "an `@` stands behind a `/`; within a user or password a `/` is written %2F, within a database's name an `@` %40";
+        return Err(Error::Syntax(help.into()));
+    }
     if let Some(user) = user {
         let (name, password) = user.split_once(':').unwrap_or((user, ""));
         parameters.insert("user".into(), percent_decoded(name));
@@ -155,15 +169,22 @@ fn url(rest: &str) -> Result<Parameters, Error> {
         names.push(percent_decoded(name));
         ports.push(port);
     }
-    parameters.insert("host".into(), names.join(","));
+    if names.iter().any(|name| !name.is_empty()) {
+        parameters.insert("host".into(), names.join(","));
+    }
     if ports.iter().any(|port| !port.is_empty()) {
         parameters.insert("port".into(), ports.join(","));
     }
     parameters.insert("dbname".into(), percent_decoded(database));
-    parameters.retain(|_, value| !value.is_empty() && value.as_str() != ",");
+    parameters.retain(|_, value| !value.is_empty());
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        parameters.insert(percent_decoded(name), percent_decoded(value));
+        let name = percent_decoded(name);
+        if !is_name(&name) {
+            let help = "a parameter is not a name; within a user or password a `?` is written %3F and a `&` %26";
+            return Err(Error::Syntax(help.into()));
+        }
+        parameters.insert(name, percent_decoded(value));
     }
     Ok(parameters)
 }
@@ -197,7 +218,7 @@ fn keywords(text: &str) -> Result<Parameters, Error> {
         }
         let key = key.trim();
         // Most likely a value with a space and no quotes, and the rest of a password must not be shown as a name.
-        if key.is_empty() || !key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)) {
+        if !is_name(key) {
             return Err(Error::Syntax("a keyword is not a name; values with spaces want single quotes".into()));
         }
         parameters.insert(key.to_owned(), value);
@@ -254,6 +275,9 @@ mod tests {
         assert_eq!(hosts(&parse("postgres://u@[::1]:6000/shop").unwrap()), ["::1:6000"]);
         assert_eq!(hosts(&parse("postgres://u@db/shop?port=6000&host=other").unwrap()), ["other:6000"]);
         assert_eq!(hosts(&parse("postgresql:///shop?host=%2Frun%2Fpg&user=u").unwrap()), ["/run/pg/.s.PGSQL.5432"]);
+        // A comma was taken for a list of hosts without a name, whatever it was.
+        assert_eq!(password(&parse("postgres://u:%2C@a/shop").unwrap()), Some(&b","[..]));
+        assert_eq!(hosts(&parse("postgres://u@a,b/,").unwrap()), ["a:5432", "b:5432"]);
         assert_eq!(hosts(&parse("hostaddr=10.0.0.1 host=name user=u").unwrap()), ["10.0.0.1:5432"]);
     }
 
@@ -272,6 +296,11 @@ mod tests {
             "host=a password=MARKER:// x",
             "host=a port=MARKER",
             "host=a password=my MARKER dbname=x",
+            // Passwords that are not encoded, and begin like a port.
+            "postgres://u:12?MARKER@h/d",
+            "postgres://u:12/MARKER@h/d",
+            "postgres://u@h/d?sslmode=prefer password=MARKER",
+            "postgres://u@h/d?channel_binding=x password=MARKER",
         ] {
             let error = parse(bad).err().unwrap_or_else(|| panic!("{bad}")).to_string();
             assert!(!error.contains("MARKER"), "{error}");

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::dsn::{Environment, Error, Parameters};
+use super::dsn::{Environment, Error, Parameters, shown};
 use super::dsn_defaults::home;
 use crate::tls::{Files, Mode, Tls, Verify};
 
@@ -27,7 +27,7 @@ pub(super) fn mode(parameters: &Parameters, environment: Environment) -> Result<
         "require" => (true, Verify::Nothing),
         "verify-ca" => (true, Verify::Chain),
         "verify-full" => (true, Verify::Name),
-        other => return Err(Error::Tls(format!("sslmode={other} is not known: {MODES}"))),
+        other => return Err(Error::Tls(format!("sslmode={} is not known: {MODES}", shown(other)))),
     };
     // Any authority of the system would do, for any name.
     if verify == Verify::Chain && root.is_none() && !system {
@@ -61,7 +61,7 @@ pub(super) fn refuse_unenforced(parameters: &Parameters, environment: Environmen
     match parameters.get("ssl_min_protocol_version").map(String::as_str) {
         // rustls speaks nothing older than 1.2.
         None | Some("" | "TLSv1" | "TLSv1.1" | "TLSv1.2") => Ok(()),
-        Some(other) => Err(Error::Tls(format!("ssl_min_protocol_version={other} is not enforced by waltag"))),
+        Some(other) => Err(Error::Tls(format!("ssl_min_protocol_version={} is not enforced by waltag", shown(other)))),
     }
 }
 

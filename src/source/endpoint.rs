@@ -6,7 +6,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, Host, SslMode};
 
-use super::dsn::{Error, Parameters};
+use super::dsn::{Error, Parameters, shown};
 use super::login::{self, Methods};
 use crate::tls::Mode;
 
@@ -156,7 +156,7 @@ fn shared(parameters: &Parameters) -> Result<Config, Error> {
         Some("disable") => ChannelBinding::Disable,
         Some("require") => ChannelBinding::Require,
         Some(other) => {
-            let sentence = format!("channel_binding={other} is not known: disable, prefer or require");
+            let sentence = format!("channel_binding={} is not known: disable, prefer or require", shown(other));
             return Err(Error::Tls(sentence));
         }
     });

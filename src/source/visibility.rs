@@ -48,7 +48,7 @@ impl Snapshot {
         let above = newest.parse::<u32>().map_or(0, |newest| newest.wrapping_sub(self.xmax as u32) as i32);
         let next = match newest.is_empty() || above < 0 {
             true => self.xmax,
-            false => self.xmax + above.unsigned_abs() as u64 + 1,
+            false => self.xmax.saturating_add(u64::from(above.unsigned_abs()) + 1),
         };
         Snapshot { next: Some(next), ..self }
     }
@@ -56,7 +56,8 @@ impl Snapshot {
     /// Is everything visible here that is in `other`? What had not begun there when it was taken does not matter.
     pub fn sees_all_of(&self, other: &Snapshot) -> bool {
         let is_in = |xid: u32| (xid.wrapping_sub(other.xmax as u32) as i32) < 0 && !other.running.contains(&xid);
-        self.xmax >= other.xmax && !self.running.iter().any(|xid| is_in(*xid))
+        // What is older than everything that runs may be further away than 32 bits can tell.
+        self.xmin >= other.xmax || self.xmax >= other.xmax && !self.running.iter().any(|xid| is_in(*xid))
     }
 
     /// Has this transaction ended, and does every snapshot from now on show it? The difference is taken modulo 2^32, which
@@ -105,6 +106,8 @@ mod tests {
         ] {
             assert_eq!(snapshot(text).sees_all_of(&wanted), all, "{text}");
         }
+        let much_later = snapshot("8589934592:8589934600:8589934592");
+        assert!(much_later.sees_all_of(&wanted), "more than 2^32 transactions ago");
     }
 
     #[test]
@@ -126,6 +129,7 @@ mod tests {
         assert_eq!(next("732:732:", "740"), Some(741));
         assert_eq!(next("730:732:730", "730"), Some(732), "below xmax");
         assert_eq!(next("732:732:", ""), Some(732), "nobody runs");
+        assert_eq!(next("1:18446744073709551615:", "0"), Some(u64::MAX), "no such number: it ended the daemon");
         assert_eq!(next("4294967290:4294967295:4294967290", "3"), Some(4_294_967_300), "behind the wrap of 32 bits");
     }
 

@@ -19,16 +19,10 @@ impl Masters {
     /// Asks a node of a Cluster for the others.
     pub(super) async fn discover(&mut self) -> RedisResult<()> {
         let mut connection = connect(self.seed.clone()).await?;
-        let ranges: Vec<Value> = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
+        let answer: Vec<Value> = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
         let mut slots = vec![NOBODY; usize::from(SLOTS)];
-        for range in &ranges {
-            // First and last slot; then the nodes, the master first, each with host, port and more.
-            let Value::Array(fields) = range else { continue };
-            let number = |field: Option<&Value>| redis::from_redis_value_ref::<u16>(field.unwrap_or(&Value::Nil));
-            let (first, last) = (number(fields.first())?, number(fields.get(1))?);
-            let Some(Value::Array(master)) = fields.get(2) else { continue };
-            let host = host_of(master)?;
-            let node = self.sibling(&host, number(master.get(1))?).await?;
+        for Range { first, last, host, port } in ranges(&answer)? {
+            let node = self.sibling(&host, port).await?;
             slots.iter_mut().take(usize::from(last) + 1).skip(first.into()).for_each(|slot| *slot = node);
         }
         // One that was put out of the Cluster knows none; where a part is away, the others say so as well.
@@ -141,6 +135,32 @@ impl Masters {
         }
         pipeline.query_async(&mut self.connection(node)?).await
     }
+}
+
+/// Slots in a row, and the master that has them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The first slot.
+    pub first: u16,
+    /// The last one.
+    pub last: u16,
+    /// Where the master is; empty: where the asked node is.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+}
+
+/// The answer to CLUSTER SLOTS: first and last slot; then the nodes, the master first, each with host, port and more.
+pub fn ranges(answer: &[Value]) -> RedisResult<Vec<Range>> {
+    let mut ranges = Vec::new();
+    for range in answer {
+        let Value::Array(fields) = range else { continue };
+        let number = |field: Option<&Value>| redis::from_redis_value_ref::<u16>(field.unwrap_or(&Value::Nil));
+        let (first, last) = (number(fields.first())?, number(fields.get(1))?);
+        let Some(Value::Array(master)) = fields.get(2) else { continue };
+        ranges.push(Range { first, last, host: host_of(master)?, port: number(master.get(1))? });
+    }
+    Ok(ranges)
 }
 
 /// What a Cluster calls a node: a name that it announces, or `?` if it announces none and should; then its address stands behind (7.0). Empty:

@@ -79,7 +79,8 @@ impl Share {
         let slots = line.slots.iter().filter_map(|range| slots_of(range)).flat_map(|(first, last)| first..=last);
         let ways = line.slots.iter().filter_map(|way| {
             let (slot, peer) = way.strip_prefix('[')?.strip_suffix(']')?.split_once('-')?;
-            Some((slot.parse().ok()?, format!("-{peer}")))
+            let slot = slot.parse().ok().filter(|slot| *slot < SLOTS)?;
+            Some((slot, format!("-{peer}")))
         });
         Some((line.id.to_owned(), Share { node, epoch: line.epoch, slots: slots.collect(), ways: ways.collect() }))
     }
@@ -208,10 +209,10 @@ impl Layout {
     }
 }
 
-/// `0-5460`, or `77`.
+/// `0-5460`, or `77`; nothing of slots that there are not.
 fn slots_of(range: &str) -> Option<(u16, u16)> {
     let (first, last) = range.split_once('-').unwrap_or((range, range));
-    Some((first.parse().ok()?, last.parse().ok()?))
+    Some((first.parse().ok()?, last.parse().ok()?)).filter(|(_, last)| *last < SLOTS)
 }
 
 #[cfg(test)]
@@ -237,6 +238,13 @@ mod tests {
     }
 
     const STILL: [&str; 3] = ["a 0-5460", "b 5461-10922", "c 10923-16383"];
+
+    #[test]
+    fn slots_that_there_are_not_are_nobodys() {
+        let layout = layout(&["a 0-5460 16000-20000 [16384->-b]", "b 65535"]);
+        assert_eq!(layout.owners().len(), 5_461);
+        assert!(layout.claims().keys().all(|slot| *slot < SLOTS));
+    }
 
     #[test]
     fn slots_that_moved_under_a_round_are_owed_again() {

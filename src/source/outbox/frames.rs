@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::poll::{Page, Row, WITHIN};
 use super::polls::Seen;
-use super::shapes::{Shape, Shapes};
+use super::shapes::{Known, Shape};
 use crate::rules::plan::REST;
 use crate::source::PREFIX;
 use crate::source::lsn::Lsn;
@@ -38,7 +38,7 @@ pub struct Builder {
 
 impl Builder {
     /// Appends the messages of a page; `begin` is the position of its poll. A transaction that is not complete goes on in the next page.
-    pub fn build(&mut self, page: Page, shapes: &Shapes, begin: Lsn, out: &mut VecDeque<Frame>) {
+    pub fn build(&mut self, page: Page, shapes: &Known, begin: Lsn, out: &mut VecDeque<Frame>) {
         if let Some(log) = page.first.filter(|_| !page.rows.is_empty()) {
             out.push_back(Frame::Logged(log));
         }
@@ -81,7 +81,7 @@ impl Builder {
         out.push_back(Frame::Data(data));
     }
 
-    fn changes(&mut self, row: Row, shapes: &Shapes, out: &mut VecDeque<Frame>) {
+    fn changes(&mut self, row: Row, shapes: &Known, out: &mut VecDeque<Frame>) {
         if row.kind == b'm' {
             let content = row.names.first().map(String::as_bytes).unwrap_or_default();
             let mut data = vec![b'M', 1];

@@ -9,11 +9,11 @@
 //! A position counts polls: the moment of the first in its upper bits, so those of a later life are higher; in the lower 20 the transactions
 //! of one poll.
 
-mod frames;
-mod poll;
-mod polls;
+pub mod frames;
+pub mod poll;
+pub mod polls;
 mod progress;
-mod shapes;
+pub mod shapes;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -222,7 +222,7 @@ impl Outbox {
     fn build(&mut self) {
         let begin = self.poll.position();
         let page = self.poll.take_page();
-        self.builder.build(page, &self.shapes, begin, &mut self.frames);
+        self.builder.build(page, self.shapes.known(), begin, &mut self.frames);
         if self.poll.is_complete() {
             self.rested = Instant::now() + self.begun.elapsed();
         }

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::from_str;
-use tokio_postgres::SimpleQueryRow;
-
 use super::progress::Progress;
 use crate::source::clock::Timestamp;
 use crate::source::lsn::Lsn;
 use crate::source::session::{Answer, Error, Sql};
+use serde_json::from_str;
 
 /// Rows of one page, ...
 const PAGE: usize = 1_000;
@@ -184,7 +182,8 @@ impl Poll {
         }
         // Without a row there is one that has nothing but the snapshot.
         let there = answer.iter().filter(|row| row.get(1).is_some());
-        let rows: Vec<Row> = there.map(|found| row(found).ok_or_else(unreadable)).collect::<Result<_, _>>()?;
+        let rows: Vec<Row> =
+            there.map(|found| Row::read(|index| found.get(index)).ok_or_else(unreadable)).collect::<Result<_, _>>()?;
         self.last = rows.last().map(|row| (row.xid, row.id)).or(self.last);
         let found = answer.first().and_then(|row| row.get(10)?.parse::<usize>().ok()).unwrap_or_default();
         self.complete = rows.len() == found && found < PAGE;
@@ -239,17 +238,20 @@ fn unreadable() -> Error {
     Error::Away("a row of waltag.outbox cannot be read".into())
 }
 
-fn row(row: &SimpleQueryRow) -> Option<Row> {
-    let list = |index: usize| row.get(index).and_then(|json| from_str(json).ok());
-    Some(Row {
-        xid: row.get(1)?.parse().ok()?,
-        id: row.get(2)?.parse().ok()?,
-        at: Timestamp(row.get(3)?.parse().ok()?),
-        relation: row.get(4)?.parse().ok()?,
-        root: row.get(5)?.parse().ok()?,
-        kind: *row.get(6)?.as_bytes().first()?,
-        names: row.get(7).and_then(|json| from_str(json).ok()).unwrap_or_default(),
-        old: list(8),
-        new: list(9),
-    })
+impl Row {
+    /// From the texts of the columns.
+    pub fn read<'a>(get: impl Fn(usize) -> Option<&'a str>) -> Option<Row> {
+        let list = |index: usize| get(index).and_then(|json| from_str(json).ok());
+        Some(Row {
+            xid: get(1)?.parse().ok()?,
+            id: get(2)?.parse().ok()?,
+            at: Timestamp(get(3)?.parse().ok()?),
+            relation: get(4)?.parse().ok()?,
+            root: get(5)?.parse().ok()?,
+            kind: *get(6)?.as_bytes().first()?,
+            names: get(7).and_then(|json| from_str(json).ok()).unwrap_or_default(),
+            old: list(8),
+            new: list(9),
+        })
+    }
 }

@@ -22,10 +22,14 @@ pub struct Shape {
     pub columns: Vec<(String, u32)>,
 }
 
+/// What was read; nothing of a relation that is gone.
+#[derive(Default)]
+pub struct Known(HashMap<u32, Option<Shape>>);
+
 /// The relations that rows came of.
 pub struct Shapes {
     sql: Sql,
-    known: HashMap<u32, Option<Shape>>,
+    known: Known,
     read: Instant,
     wanted: BTreeSet<u32>,
     running: Option<Answer>,
@@ -34,15 +38,21 @@ pub struct Shapes {
 impl Shapes {
     /// None is known.
     pub fn new(sql: &Sql) -> Shapes {
-        Shapes { sql: sql.clone(), known: HashMap::new(), read: Instant::now(), wanted: BTreeSet::new(), running: None }
+        Shapes {
+            sql: sql.clone(),
+            known: Known::default(),
+            read: Instant::now(),
+            wanted: BTreeSet::new(),
+            running: None,
+        }
     }
 
     /// Asks for what is not known of these relations.
     pub fn learn(&mut self, relations: BTreeSet<u32>) {
         if self.read.elapsed() > FRESH {
-            self.known.clear();
+            self.known.0.clear();
         }
-        self.wanted = relations.into_iter().filter(|oid| !self.known.contains_key(oid)).collect();
+        self.wanted = relations.into_iter().filter(|oid| !self.known.0.contains_key(oid)).collect();
         if self.wanted.is_empty() {
             return;
         }
@@ -71,22 +81,34 @@ impl Shapes {
         let Some(running) = &mut self.running else { return Ok(()) };
         let answer = running.await;
         self.running = None;
-        if self.known.is_empty() {
+        if self.known.0.is_empty() {
             self.read = Instant::now();
         }
-        self.known.extend(std::mem::take(&mut self.wanted).into_iter().map(|oid| (oid, None)));
+        self.known.0.extend(std::mem::take(&mut self.wanted).into_iter().map(|oid| (oid, None)));
         for row in answer? {
-            let field = |index: usize| row.get(index).unwrap_or_default();
-            let columns = serde_json::from_str(field(3)).unwrap_or_default();
-            let shape = Shape { schema: field(1).into(), name: field(2).into(), columns };
-            self.known.insert(field(0).parse().unwrap_or_default(), Some(shape));
+            self.known.learn(|index| row.get(index));
         }
         Ok(())
     }
 
+    /// What is known of them.
+    pub fn known(&self) -> &Known {
+        &self.known
+    }
+}
+
+impl Known {
+    /// From the texts of the columns: number, schema, name, columns with their types.
+    pub fn learn<'a>(&mut self, get: impl Fn(usize) -> Option<&'a str>) {
+        let field = |index: usize| get(index).unwrap_or_default();
+        let columns = serde_json::from_str(field(3)).unwrap_or_default();
+        let shape = Shape { schema: field(1).into(), name: field(2).into(), columns };
+        self.0.insert(field(0).parse().unwrap_or_default(), Some(shape));
+    }
+
     /// The table of a row; that whose trigger it was if the table is gone meanwhile.
     pub fn of(&self, relation: u32, root: u32) -> Option<&Shape> {
-        let known = |oid| self.known.get(&oid).and_then(Option::as_ref);
+        let known = |oid| self.0.get(&oid).and_then(Option::as_ref);
         known(relation).or_else(|| known(root))
     }
 }

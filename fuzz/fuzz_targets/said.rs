@@ -1,0 +1,3 @@
+//! `waltag_fuzz::said` under libFuzzer.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| waltag_fuzz::libfuzzer(waltag_fuzz::said, data));
