@@ -90,6 +90,15 @@ async fn run(cli: Cli, environment: &Environment) -> Result<(), Failure> {
 }
 
 fn usage(error: &clap::Error) -> ExitCode {
-    let _ = error.print();
+    // What was typed in the wrong place is repeated, and may be a URL with its password.
+    let is_url =
+        |argument: &String| argument.contains("://") || argument.contains("password") || argument.contains("pass=");
+    match error.use_stderr() && std::env::args().skip(1).any(|argument| is_url(&argument)) {
+        true => eprintln!(
+            "error: {}; what was typed holds a URL or a password and is not repeated. `waltag --help` shows what is understood",
+            error.kind()
+        ),
+        false => drop(error.print()),
+    }
     if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS }
 }

@@ -187,7 +187,7 @@ impl Settings {
         };
         if typed.database_url.as_deref().is_some_and(Dsn::names_password) {
             tracing::warn!(
-                "the password in --database-url is seen by everybody who may list the processes of this machine: put it into --database-url-file, WALTAG_DATABASE_URL or a password file"
+                "the password in --database-url can be seen by everybody on this machine in the process list: put it into --database-url-file, WALTAG_DATABASE_URL or a password file"
             );
         }
         let url = match (&typed.database_url, &typed.database_url_file) {

@@ -158,8 +158,8 @@ fn print_json(problems: &[Diagnostic], live: &Live, rules: &Rules) {
         json!({
             "severity": if problem.severity == Severity::Error { "error" } else { "warning" },
             "code": problem.code,
-            "message": problem.message,
-            "help": problem.help,
+            "message": diagnostic::masked_urls(&problem.message),
+            "help": problem.help.as_deref().map(diagnostic::masked_urls),
             "file": problem.place.path().display().to_string(),
             "line": problem.place.line,
             "column": problem.place.column,

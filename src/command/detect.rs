@@ -12,7 +12,7 @@ use crate::failure::Failure;
 /// Prints a proposal.
 pub async fn detect(url: &str) -> Result<(), Failure> {
     if url.rsplit_once('@').is_some_and(|(who, _)| who.split_once("://").map_or(who, |(_, who)| who).contains(':')) {
-        tracing::warn!("the password in this URL is seen by everybody who may list the processes of this machine");
+        tracing::warn!("the password in this URL can be seen by everybody on this machine in the process list");
     }
     let sample = look(url).await?;
     show("caches:");

@@ -15,6 +15,8 @@ use crate::status::Status;
 
 /// The daemon answers from memory.
 const LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of an answer.
+const MOST: u64 = 16 << 20;
 
 /// Prints how the daemon is; 75 if it is not ready.
 pub async fn status(settings: &Settings, json: bool) -> Result<(), Failure> {
@@ -71,7 +73,8 @@ async fn ask(settings: &Settings, path: &str, limit: Duration) -> Result<(String
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n{token}\r\n").as_bytes()).await?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
+        // A status of a thousand caches has 1 MB; what never ends is not waltag.
+        stream.take(MOST).read_to_string(&mut answer).await?;
         Ok::<_, std::io::Error>(answer)
     };
     let answer = timeout(limit, asking).await.map_err(|_| away(address, "no answer"))?;

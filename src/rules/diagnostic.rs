@@ -122,13 +122,13 @@ impl fmt::Display for Diagnostic {
         let indent: String = before.map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
         let room = text.chars().count().saturating_sub(column - 1).max(1);
         let caret = "^".repeat(self.place.width.clamp(1, room));
-        writeln!(f, "{severity}[{}]: {}", self.code, whole(&self.message))?;
-        writeln!(f, "{margin}--> {}", whole(&self.place.to_string()))?;
+        writeln!(f, "{severity}[{}]: {}", self.code, whole(&masked_urls(&self.message)))?;
+        writeln!(f, "{margin}--> {}", whole(&masked_urls(&self.place.to_string())))?;
         writeln!(f, "{margin} |")?;
         writeln!(f, "{line} | {text}")?;
         write!(f, "{margin} | {indent}{caret}")?;
         match &self.help {
-            Some(help) => write!(f, "\n{margin} = help: {}", whole(help)),
+            Some(help) => write!(f, "\n{margin} = help: {}", whole(&masked_urls(help))),
             None => Ok(()),
         }
     }
@@ -153,41 +153,77 @@ fn printable(text: &str) -> String {
 /// A URL may be written with its password, and messages go to the log, to `/status` and to whoever is asked for help. Each
 /// character is masked by one, so that the caret stays where it belongs.
 fn masked(text: &str) -> String {
-    let mut shown: Vec<char> = text.chars().collect();
+    let mut spans = spans_of_urls(text);
     let lower: String = text.chars().map(|c| c.to_ascii_lowercase()).collect();
-    // The byte at which a character begins, as its place among the characters.
-    let place = |at: usize| text.get(..at).unwrap_or_default().chars().count();
-    let mut hide = |from: usize, to: usize| {
-        shown.iter_mut().take(to).skip(from).filter(|c| **c != '/').for_each(|c| *c = '*');
-    };
-    // All that a URL has before its host, blanks that do not belong there included. `<@table>` is no URL.
-    let mut at =
-        text.char_indices().filter(|(at, c)| *c == '@' && !text.get(..*at).is_some_and(|part| part.ends_with('<')));
-    if let (Some(colon), Some((at, _))) = (text.find(":/").map(|at| at + 1), at.next_back())
-        && colon < at
-    {
-        hide(place(colon), place(at));
-    }
-    // `user:password@host` without a scheme: what stands between the colon and the last `@` of a word.
-    let mut begin = 0;
-    for word in text.split(|c: char| c.is_whitespace() || "\"'[]{}<,".contains(c)) {
-        if let Some((before, _)) = word.rsplit_once('@')
-            && let Some(colon) = before.find(':')
-        {
-            hide(place(begin + colon) + 1, place(begin + before.len()));
-        }
-        begin += word.len();
-        begin += text.get(begin..).and_then(|rest| rest.chars().next()).map_or(0, char::len_utf8);
-    }
     // A key that says it holds a secret.
     for word in ["password", "passwd", "secret", "token"] {
         let value = lower.find(word).and_then(|at| Some(at + lower.get(at..)?.find([':', '='])? + 1));
         if let Some(value) = value {
             let end = text.get(value..).and_then(|rest| rest.find([',', '}'])).map_or(text.len(), |end| value + end);
-            hide(place(value) + 1, place(end));
+            let first = text.get(value..).and_then(|rest| rest.chars().next()).map_or(0, char::len_utf8);
+            spans.push((value + first, end));
         }
     }
-    shown.into_iter().collect()
+    hidden(text, &spans)
+}
+
+/// The same for a sentence, in which such a word may well stand: only what looks like a URL is masked.
+pub fn masked_urls(text: &str) -> String {
+    hidden(text, &spans_of_urls(text))
+}
+
+fn hidden(text: &str, spans: &[(usize, usize)]) -> String {
+    let is_in = |at: usize| spans.iter().any(|(from, to)| (*from..*to).contains(&at));
+    text.char_indices().map(|(at, c)| if is_in(at) && c != '/' { '*' } else { c }).collect()
+}
+
+/// Where something may be a password, in bytes.
+fn spans_of_urls(text: &str) -> Vec<(usize, usize)> {
+    let mut spans = Vec::new();
+    // All that a URL has before its host, blanks that do not belong there included. `<@table>` is no URL.
+    let is_placeholder = |at: usize| text.get(..at).is_some_and(|part| part.ends_with('<'));
+    let last = text.char_indices().filter(|(at, c)| *c == '@' && !is_placeholder(*at)).next_back();
+    if let (Some(colon), Some((at, _))) = (text.find(":/").map(|at| at + 1), last)
+        && colon < at
+    {
+        spans.push((colon, at));
+    }
+    let mut begin = 0;
+    for word in text.split(|c: char| c.is_whitespace() || "\"'`[],".contains(c)) {
+        // `user:password@host`, with or without a scheme: what stands between the first colon and the last `@`.
+        if let Some((before, _)) = word.rsplit_once('@').filter(|(before, _)| !before.ends_with('<'))
+            && let Some(colon) = before.find(':')
+        {
+            spans.push((begin + colon + 1, begin + before.len()));
+        }
+        // A URL whose host was forgotten: `redis://user:password`, or `redis://:password`. A port is a number.
+        if let Some(at) = word.find(":/") {
+            let start = at + word.get(at..).map_or(0, |rest| rest.len() - rest.trim_start_matches([':', '/']).len());
+            // `://:password` has lost its colon to the line above.
+            let start = if word.get(..start).is_some_and(|head| head.ends_with("/:")) { start - 1 } else { start };
+            let start = word.rfind('@').map_or(start, |at| start.max(at + 1));
+            let authority =
+                word.get(start..).unwrap_or_default().split(['/', '?', '#', '}']).next().unwrap_or_default();
+            let mut place = start;
+            for (number, part) in authority.split(':').enumerate() {
+                if number > 0 && !part.bytes().all(|byte| byte.is_ascii_digit()) {
+                    spans.push((begin + place, begin + place + part.len()));
+                }
+                place += part.len() + 1;
+            }
+        }
+        // `?password=...`, `&pass=...`.
+        for (at, _) in word.match_indices("pass") {
+            if let Some(value) = word.get(at..).and_then(|rest| rest.find('=')).map(|found| at + found + 1) {
+                let end =
+                    word.get(value..).and_then(|rest| rest.find(['&', '}'])).map_or(word.len(), |end| value + end);
+                spans.push((begin + value, begin + end));
+            }
+        }
+        begin += word.len();
+        begin += text.get(begin..).and_then(|rest| rest.chars().next()).map_or(0, char::len_utf8);
+    }
+    spans
 }
 
 /// The candidate within a third of the word's length, rounded up: `tabel` is two edits from `table`.
@@ -234,6 +270,12 @@ mod tests {
             ("{ url: redis:/:hidden@x, dialect: keys }", "{ url: redis:/*******@x, dialect: keys }"),
             ("url: redis://:a b@h", "url: redis://****@h"),
             ("{url: u:pw@host:6379}", "{url: u:**@host:6379}"),
+            ("url: redis://u:pw", "url: redis://u:**"),
+            ("url: redis://:pw", "url: redis://:**"),
+            ("url: redis://h:6379/1", "url: redis://h:6379/1"),
+            ("url: redis://u:p%40h:6379", "url: redis://u:*****:6379"),
+            ("redis+unix://h?user=u&pass=pw, x", "redis+unix://h?user=u&pass=**, x"),
+            ("style: \"u:${S}pw@h\"", "style: \"u:******@h\""),
             ("[\"u:p@w@h\"]", "[\"u:***@h\"]"),
             ("  password: hunter2, x: 1", "  password: *******, x: 1"),
             ("url: ${URL} # mail me@h", "url: ${URL} # mail me@h"),

@@ -45,6 +45,40 @@ const WITHOUT_EFFECT: [&str; 9] = [
     "client_encoding",
 ];
 
+/// Parameters of other drivers that are met, in lower case.
+const OTHERS: [&str; 30] = [
+    "schema",
+    "pgbouncer",
+    "connection_limit",
+    "pool_timeout",
+    "socket_timeout",
+    "statement_cache_size",
+    "sslaccept",
+    "sslidentity",
+    "sslpassword",
+    "preparethreshold",
+    "currentschema",
+    "applicationname",
+    "rewritebatchedinserts",
+    "stringtype",
+    "tcpkeepalive",
+    "logintimeout",
+    "targetservertype",
+    "prepared_statements",
+    "pool_size",
+    "pool",
+    "timeout",
+    "encoding",
+    "reconnect",
+    "charset",
+    "serverversion",
+    "driver",
+    "search_path",
+    "fallback_application_name",
+    "max_connections",
+    "replication",
+];
+
 /// Parameters by libpq's names.
 pub type Parameters = BTreeMap<String, String>;
 
@@ -88,7 +122,13 @@ impl Dsn {
         parameters.retain(|name, value| {
             let known = KNOWN.contains(&name.as_str());
             if !known && !WITHOUT_EFFECT.contains(&name.as_str()) {
-                ignored.push(name.clone());
+                // What nobody knows may be the rest of a password that had to be escaped.
+                let name = if OTHERS.contains(&name.to_ascii_lowercase().as_str()) {
+                    name.as_str()
+                } else {
+                    "one that nobody knows"
+                };
+                ignored.push(name.to_owned());
             }
             known && !value.is_empty()
         });

@@ -66,7 +66,8 @@ pub(super) fn refuse_unenforced(parameters: &Parameters, environment: Environmen
 }
 
 /// Names that begin like a demand and are taken, or change nothing.
-const TAKEN: [&str; 9] = [
+const TAKEN: [&str; 10] = [
+    "require_auth",
     "sslmode",
     "sslrootcert",
     "sslcert",

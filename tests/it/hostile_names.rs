@@ -292,7 +292,9 @@ async fn there_and_back(
         harm.differs(&what, &before, &state(sql).await, expected);
     }
     // What failed half-way must not count twice.
-    run(&mut world.waltag("postgres", &[back.as_slice(), &["--apply"]].concat()));
+    if state(sql).await != before {
+        run(&mut world.waltag("postgres", &[back.as_slice(), &["--apply"]].concat()));
+    }
 }
 
 const SCHEMAS: [&str; 3] = ["s\"\nFORGED.$waltag$", "t'\r\nFORGED {table}", "z\";\nALTER ROLE mallory SUPERUSER; --"];
@@ -383,9 +385,8 @@ async fn setup_for_roles_and_publications_that_are_called_so() {
             format!("publication {publication}"),
         ];
         let ours: Vec<&str> = ours.iter().map(String::as_str).collect();
-        for (number, form) in FORMS.iter().enumerate() {
-            there_and_back(&mut harm, &world, &sql, form, &asked, at % FORMS.len() != number, &ours).await;
-        }
+        // Each goes one way; the names are quoted by the same hand in all of them.
+        there_and_back(&mut harm, &world, &sql, FORMS[at % FORMS.len()], &asked, at % 4 != 0, &ours).await;
     }
     harm.none();
 }
