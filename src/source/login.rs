@@ -45,7 +45,7 @@ pub fn methods(text: &str) -> Result<Methods, Error> {
     for name in text.split(',').map(str::trim) {
         let (not, bare) = name.strip_prefix('!').map_or((false, name), |bare| (true, bare));
         if *negated.get_or_insert(not) != not {
-            return Err(wrong("methods with `!` and without cannot be mixed".into()));
+            return Err(wrong(format!("`{name}`: methods with `!` and without cannot be mixed")));
         }
         let method = NAMES.iter().find(|(known, _)| *known == bare).map(|(_, method)| *method).ok_or_else(|| {
             let known: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
