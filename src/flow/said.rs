@@ -108,7 +108,6 @@ impl Ear {
     }
 
     /// Takes a message of a transaction; what is not for us is passed over.
-    #[expect(clippy::too_many_arguments, reason = "a message, its transaction, and where its tags go")]
     pub(super) fn hear(
         &mut self,
         (prefix, content): (&str, &[u8]),

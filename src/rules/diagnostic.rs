@@ -182,7 +182,7 @@ fn spans_of_urls(text: &str) -> Vec<(usize, usize)> {
     let mut spans = Vec::new();
     // All that a URL has before its host, blanks that do not belong there included. `<@table>` is no URL.
     let is_placeholder = |at: usize| text.get(..at).is_some_and(|part| part.ends_with('<'));
-    let last = text.char_indices().filter(|(at, c)| *c == '@' && !is_placeholder(*at)).next_back();
+    let last = text.char_indices().rfind(|(at, c)| *c == '@' && !is_placeholder(*at));
     if let (Some(colon), Some((at, _))) = (text.find(":/").map(|at| at + 1), last)
         && colon < at
     {
