@@ -37,7 +37,7 @@ const HEAD_SIZE: usize = 16 << 10;
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// The longest that a request may take before it is answered: `/wait`, and a bit.
 const REQUEST_LIMIT: Duration = Duration::from_secs(310);
-/// A new connection may say what it wants within this, before it counts as one that does nothing.
+/// A new connection may say what it wants within this, and take an answer, before it counts as one that does nothing.
 const GRACE: Duration = Duration::from_millis(200);
 /// Who is to make way is looked for this often, ...
 const LOOK: Duration = Duration::from_millis(20);
@@ -253,7 +253,8 @@ async fn serve(
                     }
                 }
             };
-            busy.store(until(ANSWER_LIMIT), Ordering::Relaxed);
+            // Small answers are taken at once; who asks again and again must not keep her place by that.
+            busy.store(until(GRACE), Ordering::Relaxed);
             Ok::<_, Infallible>(response)
         }
     });

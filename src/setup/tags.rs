@@ -39,15 +39,17 @@ pub async fn word(session: &Sql, publication: &str, deaf: &mut Option<String>) -
     );
     let rows = session.rows(&query).await?;
     let field = |index: usize| rows.first().and_then(|row| row.get(index));
-    let ours = field(0).is_some_and(|comment| comment.starts_with(MARK) && comment.contains(BY_REPLICATION));
-    let trouble = match (ours, field(1), field(2), field(3)) {
-        (false, ..) => return Ok(Word::Unknown),
+    let Some(comment) = field(0).filter(|comment| comment.starts_with(&format!("{MARK}tags by replication"))) else {
+        return Ok(Word::Unknown);
+    };
+    let trouble = match (comment.contains(BY_REPLICATION), field(1), field(2), field(3)) {
+        (false, ..) => Some("its functions are those of an earlier setup"),
         (_, Some("t"), Some("t"), Some("t")) => None,
         (_, Some("t"), Some("t"), _) => Some("this role may not read waltag.word"),
         (_, Some("t"), ..) => {
             Some("the schema `waltag` belongs to a role that owns neither the database nor the publication")
         }
-        _ => Some("its functions are those of an earlier setup"),
+        _ => Some("there is no table waltag.word of the schema's owner"),
     };
     if let Some(trouble) = trouble {
         *deaf = Some(format!(
