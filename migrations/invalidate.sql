@@ -1,6 +1,6 @@
 -- Tags from SQL, within the transaction: select waltag.invalidate('Report.all'). Nothing of it is left if that is rolled back.
 -- Who may: GRANT USAGE ON SCHEMA waltag TO app; GRANT EXECUTE ON FUNCTION waltag.invalidate, waltag.invalidate_in TO app;
-CREATE SCHEMA IF NOT EXISTS waltag;
+{schema}
 {word}
 CREATE OR REPLACE FUNCTION waltag.invalidate_in(cache text, VARIADIC tags text[]) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $waltag$
 DECLARE

@@ -1,6 +1,6 @@
 -- What the triggers fill and the daemon empties. It is not in the WAL: after a crash or a failover, when PostgreSQL empties it, the daemon
 -- makes everything stale anyway, because readers may have seen commits that are gone. Vacuumed often: its rows live for a second.
-CREATE SCHEMA IF NOT EXISTS waltag;
+{schema}
 CREATE UNLOGGED TABLE IF NOT EXISTS waltag.outbox (
   xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
   id bigint GENERATED ALWAYS AS IDENTITY,

@@ -61,8 +61,10 @@ pub async fn setup(settings: &Settings, environment: &Environment, wish: Wish<'_
     Ok(())
 }
 
-/// What is printed may be run by somebody whose search_path has other schemas first.
-const HEAD: &str = "SET search_path = pg_catalog, pg_temp;\nSET standard_conforming_strings = on;\n";
+/// What is printed may be run by somebody whose search_path has other schemas first, and whose encoding has quotes and semicolons within characters
+/// (SJIS, GBK, BIG5).
+const HEAD: &str = "SET client_encoding = 'UTF8';\nSET search_path = pg_catalog, pg_temp;\nSET standard_conforming_strings = on;\n\
+    SET default_transaction_read_only = off;\n";
 
 /// A superuser is told who would do.
 async fn superior(session: &Session, place: &str) -> Result<Option<String>, Failure> {
@@ -124,6 +126,18 @@ async fn plan(
         return Ok(statements);
     }
     refuse_wrong_rules(rules, &catalog)?;
+    // Its owner decides what it publishes: who owns none of the tables has no say in that.
+    let owner = catalog.publication.owner.as_ref();
+    if let Some(owner) = owner
+        .filter(|owner| !catalog.tables.values().flat_map(|table| &table.members).any(|member| member.owner == **owner))
+    {
+        let sentence = format!(
+            "the publication {} belongs to {}, who owns none of the tables: drop it, or choose another with --publication",
+            plain(&catalog.publication.name),
+            plain(owner)
+        );
+        return Err(Failure::new(Exit::NoPermission, sentence));
+    }
     let indexable = match wish.prefer_wal {
         true => Some(identity::read_indexable(session, &catalog).await.map_err(failed)?),
         false => None,

@@ -234,6 +234,8 @@ async fn cast(sql: &Sql, row: &Row, columns: &[Typed]) -> Result<Vec<Option<Stri
         .iter()
         .zip(columns)
         .map(|(text, column)| match text {
+            // A type in a schema may be a domain of whoever made it, and its conditions would be worked out with our rights.
+            Some(text) if column.sql.contains(['.', '"']) => format!("{}::text", literal(text)),
             Some(text) => format!("({}::{})::text", literal(text), column.sql),
             None => "NULL".to_owned(),
         })

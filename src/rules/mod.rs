@@ -266,6 +266,14 @@ impl Rules {
         tables
     }
 
+    /// The patterns by which rules name tables.
+    pub fn patterns(&self) -> impl Iterator<Item = &TableName> {
+        self.rules.iter().flat_map(|rule| match &rule.tables {
+            TableSet::Matching { include, .. } => include.as_slice(),
+            TableSet::One(_) => &[],
+        })
+    }
+
     /// Does a rule name its tables by a pattern?
     pub fn has_patterns(&self) -> bool {
         self.rules.iter().any(|rule| rule.tables.one().is_none())

@@ -61,6 +61,8 @@ pub struct Publication {
     pub name: String,
     /// Is it there?
     pub exists: bool,
+    /// Whose it is, if neither ours, nor a superuser's, nor that of the database's owner.
+    pub owner: Option<String>,
     /// Its comment, where `setup` remembers the identities that it changed.
     pub comment: Option<String>,
     /// Tables that it names itself: not their partitions.
@@ -230,6 +232,8 @@ pub struct Member {
     pub named: String,
     /// Owner and grants of that type.
     pub granted: String,
+    /// Whose the table is.
+    pub owner: String,
     /// `relreplident`: `d`, `n`, `f` or `i`.
     pub identity: char,
     /// Columns of the index that identifies rows; empty without one.
@@ -301,7 +305,7 @@ async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, publicat
     }
     let mut tables: BTreeSet<TableName> = rules.tables().into_iter().cloned().collect();
     if rules.has_patterns() {
-        for row in session.rows(query::ALL_TABLES).await? {
+        for row in session.rows(&query::tables_like(rules.patterns())).await? {
             let field = |index: usize| row.get(index).unwrap_or_default().to_owned();
             let table = TableName { schema: field(0), name: field(1) };
             if !tables.contains(&table) && rules.of_table(&table).next().is_some() {
@@ -369,6 +373,7 @@ async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, publicat
             publishing: field(20).to_owned(),
             named: field(21).to_owned(),
             granted: field(22).to_owned(),
+            owner: field(23).to_owned(),
             inserted: field(16) == "t",
             listed: row.get(17).and_then(|list| serde_json::from_str(list).ok()),
         };
@@ -400,6 +405,7 @@ async fn read_publication(
     if let Some(row) = rows.first() {
         publication.exists = true;
         publication.comment = row.get(1).map(str::to_owned);
+        publication.owner = row.get(5).map(str::to_owned);
         catalog.covers_all = row.get(0) == Some("t");
         catalog.sends_generated = row.get(4) == Some("t");
         let alter = format!("ALTER PUBLICATION {} SET", identifier(name));

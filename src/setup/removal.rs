@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::catalog::Catalog;
 use super::identity::INDEX_PREFIX;
-use super::statements::{Role, Statement, remembered};
+use super::statements::{Role, Statement, remembered, use_index};
 use crate::rules::tables::TableName;
 use crate::source::session::{Error, Sql, identifier, literal};
 
@@ -123,7 +123,11 @@ fn restore(catalog: &Catalog, remains: &Remains) -> Statement {
             continue;
         }
         let previous = match identity.split_once(' ') {
-            Some(("i", index)) => format!("USING INDEX {}", identifier(index)),
+            Some(("i", index)) => {
+                let use_it = TableName::parse_sql(&table).map(|table| use_index(&table, index));
+                block.extend(use_it.map(|use_it| format!("\n{use_it}")));
+                continue;
+            }
             _ if identity == "n" => "NOTHING".to_owned(),
             _ => "DEFAULT".to_owned(),
         };

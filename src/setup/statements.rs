@@ -33,23 +33,33 @@ pub struct Statement {
     pub clear: Option<String>,
     /// It refuses to stand in a transaction with another.
     pub alone: bool,
+    /// It begins with a condition for the rest: whoever runs it with a program that goes on behind an error must not run half of it.
+    pub whole: bool,
 }
 
 impl Statement {
     /// A statement that leaves nothing behind when it fails.
     pub fn new(text: impl Into<String>) -> Statement {
-        Statement { text: text.into().trim_end().to_owned(), clear: None, alone: false }
+        Statement { text: text.into().trim_end().to_owned(), clear: None, alone: false, whole: false }
     }
 
     /// The same for one that builds or drops an index beside the writers.
     pub fn alone(text: impl Into<String>) -> Statement {
         Statement { alone: true, ..Statement::new(text) }
     }
+
+    /// Several that are done together or not at all.
+    pub fn whole(text: impl Into<String>) -> Statement {
+        Statement { whole: true, ..Statement::new(text) }
+    }
 }
 
 impl fmt::Display for Statement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        match self.whole {
+            true => write!(f, "BEGIN;\n{}\nCOMMIT;", self.text),
+            false => f.write_str(&self.text),
+        }
     }
 }
 
@@ -189,7 +199,8 @@ fn change_identity(change: &Change, decided: &Decided, ours: bool) -> Vec<Statem
         statements.push(Statement { clear: Some(drop(name)), ..Statement::alone(text) });
     }
     let cost = format!("{}{forgotten}", Cost::of_index(cost));
-    statements.push(Statement::new(fill(INDEX, &[("table", table), ("index", identifier(name)), ("cost", cost)])));
+    let text = fill(INDEX, &[("cost", cost), ("use", use_index(&change.member.table, name))]);
+    statements.push(Statement::new(text));
     let former = made.iter().filter(|index| index.name != *name);
     statements
         .extend(former.map(|index| Statement::alone(format!("-- Replaced by the one above.\n{}", drop(&index.name)))));
@@ -240,6 +251,26 @@ pub fn remembered(catalog: &Catalog) -> BTreeMap<String, String> {
     known.into_iter().filter(|(table, _)| TableName::parse_sql(table).is_some()).collect()
 }
 
+/// Takes an index of plain columns into use. The table's owner could have put another one in its place, by the same name, and its expressions would be
+/// worked out with the rights of whoever runs this: so it is looked at while nobody can change it.
+pub(super) fn use_index(table: &TableName, index: &str) -> String {
+    let text = |text: &str| literal(text).trim().to_owned();
+    let (name, index_name) = (table.sql(), identifier(index));
+    let (schema, relation, index) = (text(&table.schema), text(&table.name), text(index));
+    let mark = dollars([&name, &index_name, &schema, &relation, &index].into_iter());
+    format!(
+        "DO {mark} BEGIN\n  LOCK TABLE ONLY {name} IN ACCESS EXCLUSIVE MODE;\n  IF NOT EXISTS (SELECT FROM pg_index i JOIN pg_class k ON k.oid = i.indexrelid \
+         JOIN pg_class t ON t.oid = i.indrelid\n      JOIN pg_namespace n ON n.oid = t.relnamespace WHERE n.nspname = {schema} AND t.relname = {relation} \
+         AND t.relkind = 'r'\n      AND k.relname = {index} AND i.indexprs IS NULL AND i.indpred IS NULL) THEN\n    \
+         RAISE EXCEPTION 'the index % is gone, or is another one', {index};\n  END IF;\n  \
+         ALTER TABLE {name} REPLICA IDENTITY USING INDEX {index_name};\nEND {mark};"
+    )
+}
+
+/// Makes the schema, if it is not there, and goes no further unless everything in it is ours or a superuser's: whoever else has something there
+/// could put a trigger on our tables, which would run with our rights.
+pub(super) const SCHEMA: &str = include_str!("../../migrations/schema.sql");
+
 /// Fills the braces of a template in one pass: a table or a column may be called `{cost}`.
 pub(super) fn fill(template: &str, values: &[(&str, String)]) -> String {
     let mut out = String::new();
@@ -261,6 +292,12 @@ pub(super) fn fill(template: &str, values: &[(&str, String)]) -> String {
     out + rest
 }
 
+/// What stands around the body of a function, and nowhere within: a column may be called `$waltag$`.
+pub(super) fn dollars<'a>(values: impl Iterator<Item = &'a String> + Clone) -> String {
+    let mut marks = std::iter::once("$waltag$".to_owned()).chain((1..).map(|number| format!("$waltag{number}$")));
+    marks.find(|mark| !values.clone().any(|value| value.contains(mark.as_str()))).unwrap_or_default()
+}
+
 /// Is this a comment of setup's?
 pub fn is_ours(comment: Option<&str>) -> bool {
     comment.is_some_and(|comment| comment.starts_with(MARK))
@@ -269,6 +306,14 @@ pub fn is_ours(comment: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whoever may make a table that a pattern of the rules matches must not be able to put SQL into the owner's setup.
+    #[test]
+    fn names_stay_names() {
+        let evil = ["\"$waltag$; DROP TABLE t; $waltag1$\"".to_owned(), "x".to_owned()];
+        assert_eq!(dollars(evil.iter()), "$waltag2$");
+        assert_eq!(dollars(evil[1..].iter()), "$waltag$");
+    }
 
     #[test]
     fn a_value_is_no_template() {

@@ -22,6 +22,9 @@ use crate::tls::{self, Tls};
 /// Bytes of one answer: a catalog of 60,000 tables has 6 MB, a page of the outbox at most 30.
 const ANSWER: u64 = 64 << 20;
 
+/// What an answer is that is longer.
+pub const TOO_LONG: &str = "the server's answer is larger than 64 MiB";
+
 /// Anything that carries bytes both ways.
 pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
@@ -45,12 +48,17 @@ impl Meter {
         self.0.store(ANSWER, Ordering::Relaxed);
     }
 
+    /// Did it end because it was too long?
+    pub fn is_spent(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+
     /// So many bytes of it are there.
     pub fn spend(&self, bytes: u64) -> io::Result<()> {
         let left = self.0.load(Ordering::Relaxed);
         self.0.store(left.saturating_sub(bytes), Ordering::Relaxed);
         match left < bytes {
-            true => Err(io::Error::other(format!("the server's answer is larger than {} MiB", ANSWER >> 20))),
+            true => Err(io::Error::other(TOO_LONG)),
             false => Ok(()),
         }
     }

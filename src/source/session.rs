@@ -16,7 +16,7 @@ use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::{AsyncMessage, Client, Connection, SimpleQueryMessage, SimpleQueryRow};
 
 use super::endpoint::Endpoint;
-use super::link::{self, Link, Meter, Shaken};
+use super::link::{self, Link, Meter, Shaken, TOO_LONG};
 use super::server_error::ServerError;
 use crate::plain::is_hidden;
 
@@ -233,7 +233,9 @@ impl Sql {
             }
             Ok(rows)
         };
-        timeout(QUERY_LIMIT, reading).await.map_err(|_| Error::mute())?
+        let answer = timeout(QUERY_LIMIT, reading).await.map_err(|_| Error::mute())?;
+        // The link has broken, and said why to the task that reads from it.
+        answer.map_err(|error| if self.meter.is_spent() { Error::Away(TOO_LONG.into()) } else { error })
     }
 
     /// The first rows that a COPY ... TO STDOUT in its text form brings; none if the server refuses, or the statement takes too long. The session

@@ -1,11 +1,24 @@
 //! What is asked of the catalog. Without functions that open the tables (`pg_get_replica_identity_index`,
 //! `pg_publication_tables`): a migration that holds a lock on one of them must not hold up the session that answers the fence.
 
+use crate::rules::tables::TableName;
 use crate::source::BASE_TYPE;
 use crate::source::session::literal;
 
-/// What a pattern can mean: tables of people, partitions by their root only.
-pub(super) const ALL_TABLES: &str = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+/// What patterns can mean: tables of people, partitions by their root only. Others are not asked for, because a name that is not in the database's own
+/// encoding makes the whole answer fail.
+pub(super) fn tables_like<'a>(patterns: impl Iterator<Item = &'a TableName>) -> String {
+    let like = |pattern: &str| {
+        let escaped = pattern.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+        literal(&escaped.replace('*', "%").replace('?', "_"))
+    };
+    let one =
+        |table: &TableName| format!("n.nspname LIKE {} AND c.relname LIKE {}", like(&table.schema), like(&table.name));
+    let any: Vec<String> = patterns.map(one).collect();
+    format!("{ALL_TABLES} AND ({})", if any.is_empty() { "false".to_owned() } else { any.join(" OR ") })
+}
+
+const ALL_TABLES: &str = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
     AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'waltag') AND n.nspname NOT LIKE 'pg\\_%'";
 
@@ -15,7 +28,9 @@ pub(super) fn publication(name: &str, with_generated: bool) -> String {
     format!(
         "SELECT puballtables, obj_description(oid, 'pg_publication'), pubviaroot, \
          array_to_string(ARRAY[CASE WHEN pubinsert THEN 'insert' END, CASE WHEN pubupdate THEN 'update' END, \
-         CASE WHEN pubdelete THEN 'delete' END, CASE WHEN pubtruncate THEN 'truncate' END], ', '), {generated} \
+         CASE WHEN pubdelete THEN 'delete' END, CASE WHEN pubtruncate THEN 'truncate' END], ', '), {generated}, \
+         (SELECT o.rolname FROM pg_roles o WHERE o.oid = pubowner AND NOT o.rolsuper AND o.rolname <> current_user \
+           AND o.oid NOT IN (SELECT datdba FROM pg_database WHERE datname = current_database())) \
          FROM pg_publication WHERE pubname = {}",
         literal(name)
     )
@@ -133,7 +148,7 @@ pub(super) fn members(wanted: &str, publication: &str, inserts: &str, with_lists
            c.oid, c.relfilenode, coalesce(attributes.stored, false), {inserted}, {list}, attributes.written, c.reltoastrelid, \
            (SELECT string_agg(pr.oid || ':' || pr.xmin, ',' ORDER BY pr.oid) FROM pg_publication_rel pr JOIN pg_publication p ON p.oid = pr.prpubid \
              AND p.pubname IN ({main}, {inserts}) WHERE pr.prrelid = c.oid), \
-           t.xmin::text, concat(t.typowner, ' ', t.typacl) \
+           t.xmin::text, concat(t.typowner, ' ', t.typacl), pg_get_userbyid(c.relowner) \
          FROM tree JOIN pg_class r ON r.oid = tree.root JOIN pg_namespace rn ON rn.oid = r.relnamespace \
          JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN attributes ON attributes.oid = c.oid \
          LEFT JOIN pg_type t ON t.oid = c.reltype \

@@ -6,7 +6,7 @@ use super::triggers::{TRUNCATE, Trigger, Triggers};
 use crate::rules::Rules;
 use crate::rules::plan::{REST, WATCHED};
 use crate::setup::catalog::Catalog;
-use crate::setup::statements::{MARK, Role, Statement, fill, for_role};
+use crate::setup::statements::{MARK, Role, SCHEMA, Statement, dollars, fill, for_role};
 use crate::source::session::{identifier, literal};
 
 const TABLES: &str = include_str!("../../../migrations/outbox.sql");
@@ -35,12 +35,17 @@ pub fn apply(rules: &Rules, catalog: &Catalog, role: &Role, limit: u64) -> Vec<S
         let ours = if triggers.installed {
             String::new()
         } else {
-            ours_alone(&["outbox", "progress", "skipped", "bloat"], &names)
+            ours_alone(&["outbox", "outbox_id_seq", "progress", "skipped", "bloat"], &names)
         };
         let owed = OWED.to_owned();
-        let values =
-            [("notify", notify.to_owned()), ("limit", limit.to_string()), ("ours_alone", ours), ("owed", owed)];
-        statements.push(Statement::new(fill(TABLES, &values)));
+        let values = [
+            ("schema", SCHEMA.to_owned()),
+            ("notify", notify.to_owned()),
+            ("limit", limit.to_string()),
+            ("ours_alone", ours),
+            ("owed", owed),
+        ];
+        statements.push(Statement::whole(fill(TABLES, &values)));
     }
     if !role.reads_outbox {
         let name = identifier(&role.name);
@@ -115,7 +120,7 @@ fn of_carrier(
         let name = function_of(carrier.oid);
         let there = triggers.functions.values().find(|(known, _)| *known == name);
         if there.and_then(|(_, known)| known.as_ref()) != Some(need) {
-            statements.push(Statement::new(function(carrier, need, notify)));
+            statements.push(Statement::whole(function(carrier, need, notify)));
         }
         let of_rows = need.events.iter().filter(|event| *event != "truncate").cloned().collect();
         let trigger = triggers.of(carrier.oid, &called);
@@ -169,7 +174,7 @@ fn drop_trigger(trigger: &Trigger, why: &str) -> Statement {
     ))
 }
 
-fn function_of(oid: u32) -> String {
+pub(super) fn function_of(oid: u32) -> String {
     format!("changed_{oid}")
 }
 
@@ -192,6 +197,7 @@ fn function(carrier: &Carrier, need: &Need, notify: &str) -> String {
     let comment = format!("{MARK}{}", serde_json::to_string(need).unwrap_or_default());
     let declarations = if need.watched.is_empty() { "" } else { "  before record;\n  rest boolean;\n" };
     let values = [
+        ("schema", SCHEMA.to_owned()),
         ("table", carrier.table.to_string()),
         ("function", format!("waltag.{}", identifier(&function_of(carrier.oid)))),
         ("names", array(names)),
@@ -211,12 +217,6 @@ fn function(carrier: &Carrier, need: &Need, notify: &str) -> String {
     ];
     let dollars = dollars(values.iter().map(|(_, value)| value));
     fill(CHANGED, &[&values[..], &[("dollars", dollars)]].concat())
-}
-
-/// What stands around the body of a function, and nowhere within: a column may be called `$waltag$`.
-fn dollars<'a>(values: impl Iterator<Item = &'a String> + Clone) -> String {
-    let mut marks = std::iter::once("$waltag$".to_owned()).chain((1..).map(|number| format!("$waltag{number}$")));
-    marks.find(|mark| !values.clone().any(|value| value.contains(mark.as_str()))).unwrap_or_default()
 }
 
 /// Which of the watched columns changed, whether anything else did, and whether all that is worth a row. Compared as texts, or as they
@@ -276,17 +276,4 @@ pub fn remove(catalog: &Catalog, role: &Role) -> Vec<Statement> {
     }
     statements.extend(role.removal());
     statements
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Whoever may make a table that a pattern of the rules matches must not be able to put SQL into the owner's setup.
-    #[test]
-    fn names_stay_names() {
-        let evil = ["\"$waltag$; DROP TABLE t; $waltag1$\"".to_owned(), "x".to_owned()];
-        assert_eq!(dollars(evil.iter()), "$waltag2$");
-        assert_eq!(dollars(evil[1..].iter()), "$waltag$");
-    }
 }

@@ -45,7 +45,8 @@ enum Step {
     Skip(usize, u16),
     /// Flags and position of a logical message.
     Flags,
-    Prefix,
+    /// So many bytes of it were kept.
+    Prefix(usize),
     Length,
 }
 
@@ -141,17 +142,19 @@ impl Oversized {
                 Step::Flags => {
                     let Some(flags) = self.bytes(read, 9)? else { return Ok(None) };
                     self.out.put(flags);
-                    self.step = Step::Prefix;
+                    self.step = Step::Prefix(0);
                 }
-                Step::Prefix => match read.iter().take(PREFIX).position(|byte| *byte == 0) {
-                    Some(end) => {
-                        let Some(prefix) = self.bytes(read, end + 1)? else { return Ok(None) };
-                        self.out.put(prefix);
-                        self.step = Step::Length;
-                    }
-                    None if read.len() >= PREFIX => return Err('M'),
-                    None => return Ok(None),
-                },
+                Step::Prefix(kept) => {
+                    let part = read.iter().position(|byte| *byte == 0).unwrap_or(read.len()).min(self.left);
+                    let own = part.min(PREFIX - kept);
+                    self.out.extend_from_slice(read.get(..own).unwrap_or_default());
+                    read.advance(part);
+                    self.left -= part;
+                    self.step = Step::Prefix(kept + own);
+                    let Some(end) = self.bytes(read, 1)? else { return Ok(None) };
+                    self.out.put(end);
+                    self.step = Step::Length;
+                }
                 Step::Length => {
                     let Some(mut length) = self.bytes(read, 4)? else { return Ok(None) };
                     let length = length.get_u32() as usize;
@@ -230,6 +233,14 @@ mod tests {
         let (_, taken) = taken(&message, 999).unwrap().unwrap();
         let Message::Message { prefix: "waltag:x", content, .. } = Message::parse(&taken).unwrap() else { panic!() };
         assert_eq!(content.len(), CONTENT);
+        let mut message = vec![b'w'];
+        message.extend([0; 24]);
+        message.extend([&b"M\x01"[..], &[0; 8], &[b'p'; 5_000], b"\0", &3u32.to_be_bytes(), b"abc"].concat());
+        for size in [1, 999, usize::MAX] {
+            let (_, taken) = taken(&message, size).unwrap().unwrap();
+            let Message::Message { prefix, content, .. } = Message::parse(&taken).unwrap() else { panic!() };
+            assert_eq!((prefix.len(), content.len()), (PREFIX, 3), "a prefix may be as long as a row");
+        }
     }
 
     #[test]
