@@ -237,8 +237,8 @@ mod tests {
         message.extend([0; 24]);
         message.extend([&b"M\x01"[..], &[0; 8], &[b'p'; 5_000], b"\0", &3u32.to_be_bytes(), b"abc"].concat());
         for size in [1, 999, usize::MAX] {
-            let (_, taken) = taken(&message, size).unwrap().unwrap();
-            let Message::Message { prefix, content, .. } = Message::parse(&taken).unwrap() else { panic!() };
+            let (_, long) = super::tests::taken(&message, size).unwrap().unwrap();
+            let Message::Message { prefix, content, .. } = Message::parse(&long).unwrap() else { panic!() };
             assert_eq!((prefix.len(), content.len()), (PREFIX, 3), "a prefix may be as long as a row");
         }
     }
