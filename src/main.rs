@@ -10,6 +10,7 @@ use waltag::command::setup::Wish;
 use waltag::exit::Exit;
 use waltag::failure::Failure;
 use waltag::plain::lines;
+use waltag::rules::diagnostic::masked_urls;
 use waltag::settings::{self, Environment, Settings};
 
 fn main() -> ExitCode {
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
     match start(cli, &environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", lines(&format!("{error:#}")));
+            eprintln!("{}", lines(&masked_urls(&format!("{error:#}"))));
             let exit = error.downcast_ref::<Failure>().map_or(Exit::Bug, |failure| failure.exit);
             ExitCode::from(exit as u8)
         }

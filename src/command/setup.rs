@@ -128,11 +128,9 @@ async fn plan(
     refuse_wrong_rules(rules, &catalog)?;
     // Its owner decides what it publishes: who owns none of the tables has no say in that.
     let owner = catalog.publication.owner.as_ref();
-    if let Some(owner) = owner
-        .filter(|owner| !catalog.tables.values().flat_map(|table| &table.members).any(|member| member.owner == **owner))
-    {
+    if let Some(owner) = owner.filter(|owner| !catalog.trusted.contains(*owner)) {
         let sentence = format!(
-            "the publication {} belongs to {}, who owns none of the tables: drop it, or choose another with --publication",
+            "the publication {} belongs to {}, who owns no table of the rules: drop it, or choose another with --publication",
             plain(&catalog.publication.name),
             plain(owner)
         );

@@ -39,8 +39,10 @@ pub struct Ear {
     word: Word,
     /// Per cache of the rules.
     allowed: Vec<Allowed>,
-    /// Spoken with a word that no catalog has shown: setup may have made it a moment ago.
+    /// Spoken with a word that no catalog has shown: it may have been made a moment ago.
     waiting: Vec<Spoken>,
+    /// Bytes of those.
+    held: usize,
 }
 
 /// By which a message is known as ours.
@@ -73,6 +75,19 @@ struct Spoken {
     content: Vec<u8>,
 }
 
+impl Spoken {
+    fn size(&self) -> usize {
+        self.content.len() + self.prefix.len() + std::mem::size_of::<Spoken>()
+    }
+}
+
+/// Two numbers of up to 19 digits: what else comes is a guess, and not even a good one.
+fn is_word(text: &str) -> bool {
+    text.split_once('.').is_some_and(|(one, other)| {
+        [one, other].iter().all(|part| (1..=19).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit()))
+    })
+}
+
 /// Tags of a message that has waited.
 pub struct Late {
     /// Its transaction.
@@ -95,12 +110,14 @@ impl Ear {
             |spoken: &Spoken| catalog.snapshot.as_ref().is_none_or(|snapshot: &Snapshot| snapshot.sees(spoken.xid));
         let (judged, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(seen);
         self.waiting = waiting;
+        self.held = self.waiting.iter().map(Spoken::size).sum();
         let mut late = Vec::new();
         for Spoken { xid, floor, committed, prefix, content } in judged {
             let mut stale: Vec<Stale> = rules.caches.iter().map(|_| Stale::default()).collect();
             match self.knows(&prefix) {
                 true => self.take(&content, rules, &mut stale, metrics),
-                false => spurn(metrics, &format!("nobody but waltag.invalidate may send one as `{}`", plain(&prefix))),
+                // What it says may be the word, read from here when it cannot be read elsewhere.
+                false => spurn(metrics, "its word is not this installation's"),
             }
             late.push(Late { xid, floor, committed, stale });
         }
@@ -124,11 +141,13 @@ impl Ear {
         if word.is_empty() && (content == b"nudge" || content.starts_with(b"canary ")) {
             return;
         }
-        let waiting: usize = self.waiting.iter().map(|spoken| spoken.content.len() + spoken.prefix.len()).sum();
-        if word.starts_with(':') && content.len() <= LONGEST && waiting + content.len() + prefix.len() <= WAITING {
-            let (prefix, content) = (prefix.to_owned(), content.to_vec());
-            self.waiting.push(Spoken { xid, floor, committed, prefix, content });
-            return;
+        if word.strip_prefix(':').is_some_and(is_word) && content.len() <= LONGEST {
+            let spoken = Spoken { xid, floor, committed, prefix: prefix.to_owned(), content: content.to_vec() };
+            if self.held + spoken.size() <= WAITING {
+                self.held += spoken.size();
+                self.waiting.push(spoken);
+                return;
+            }
         }
         spurn(
             metrics,
@@ -148,7 +167,7 @@ impl Ear {
 
     /// The stream broke: what waited comes again.
     pub(super) fn forget(&mut self) {
-        self.waiting.clear();
+        (self.waiting, self.held) = (Vec::new(), 0);
     }
 
     fn knows(&self, prefix: &str) -> bool {
@@ -172,7 +191,7 @@ impl Ear {
     /// One that lets SQL name any tag.
     pub fn for_any_tag(rules: &Rules) -> Ear {
         let allowed = rules.caches.iter().map(|_| Allowed::Any).collect();
-        Ear { word: Word::Unneeded, allowed, waiting: Vec::new() }
+        Ear { word: Word::Unneeded, allowed, ..Ear::default() }
     }
 
     /// Adds the tags of one message; or says why not all of them.

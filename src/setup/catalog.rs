@@ -50,6 +50,8 @@ pub struct Catalog {
     pub word: Word,
     /// Why tags that are named in SQL are not heard although there are functions for it.
     pub deaf: Option<String>,
+    /// Who owns a table that the rules name, or a schema of theirs: whoever owns one that a pattern happens to match is not among them.
+    pub trusted: BTreeSet<String>,
     /// The rules' tables that exist.
     pub tables: HashMap<TableName, Table>,
 }
@@ -232,8 +234,6 @@ pub struct Member {
     pub named: String,
     /// Owner and grants of that type.
     pub granted: String,
-    /// Whose the table is.
-    pub owner: String,
     /// `relreplident`: `d`, `n`, `f` or `i`.
     pub identity: char,
     /// Columns of the index that identifies rows; empty without one.
@@ -288,7 +288,7 @@ pub async fn read(session: &Sql, rules: &Rules, names: &Names) -> Result<Catalog
             outbox::triggers::read_into(&mut catalog, session, rules, names.wakes).await?;
             catalog.word = Word::Unneeded;
         }
-        Feed::Replication => catalog.word = tags::word(session, &names.publication, &mut catalog.deaf).await?,
+        Feed::Replication => catalog.word = tags::word(session, &catalog.trusted, &mut catalog.deaf).await?,
     }
     Ok(catalog)
 }
@@ -303,7 +303,8 @@ async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, publicat
         let kinds = ["insert", "update", "delete", "truncate"];
         catalog.publication = read_publication(session, publication, &kinds, catalog).await?;
     }
-    let mut tables: BTreeSet<TableName> = rules.tables().into_iter().cloned().collect();
+    let by_name: BTreeSet<TableName> = rules.tables().into_iter().cloned().collect();
+    let mut tables = by_name.clone();
     if rules.has_patterns() {
         for row in session.rows(&query::tables_like(rules.patterns())).await? {
             let field = |index: usize| row.get(index).unwrap_or_default().to_owned();
@@ -336,6 +337,10 @@ async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, publicat
         let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
         let (named, granted) =
             (format!("{} {}", field(10), names.join(" ")), format!("{} {}", field(11), columns.len()));
+        if by_name.contains(&name) {
+            catalog.trusted.insert(field(14).to_owned());
+        }
+        catalog.trusted.insert(field(15).to_owned());
         let table = Table {
             oid,
             kind,
@@ -373,7 +378,6 @@ async fn read_into(catalog: &mut Catalog, session: &Sql, rules: &Rules, publicat
             publishing: field(20).to_owned(),
             named: field(21).to_owned(),
             granted: field(22).to_owned(),
-            owner: field(23).to_owned(),
             inserted: field(16) == "t",
             listed: row.get(17).and_then(|list| serde_json::from_str(list).ok()),
         };

@@ -230,7 +230,9 @@ pub(super) fn for_role(role: &Role, create: String, alter: &str) -> Vec<Statemen
             let comment = format!("COMMENT ON ROLE {name} IS {};", comment.trim());
             vec![Statement::new(create), Statement::new(comment)]
         }
-        RoleState::Unfit => vec![Statement::new(format!("-- What the daemon logs in with.\n{alter}"))],
+        RoleState::Unfit => vec![Statement::new(format!(
+            "-- What the daemon logs in with. The role was there before: whoever made it may know its password.\n{alter}"
+        ))],
         RoleState::Fit | RoleState::Ours => Vec::new(),
     }
 }

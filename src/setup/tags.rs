@@ -1,5 +1,7 @@
 //! `waltag.invalidate` and `waltag.invalidate_in`: tags from SQL, on the way that the changes take.
 
+use std::collections::BTreeSet;
+
 use super::outbox::statements::{NOTIFY, OWED, ours_alone};
 use super::statements::{MARK, SCHEMA, Statement, fill};
 use crate::flow::said::Word;
@@ -39,19 +41,20 @@ pub struct Tags {
 }
 
 /// The installation's word, as far as the connecting role may read it; in `deaf` why that is not how it should be. Nothing is read but sequences
-/// in a schema that belongs to whoever could change what arrives anyway: a superuser, the owner of the database or of the publication, ourselves.
-pub async fn word(session: &Sql, publication: &str, deaf: &mut Option<String>) -> Result<Word, Error> {
+/// in a schema that belongs to whoever could change what arrives anyway: a superuser, the owner of the database, of a table or schema of the rules, ourselves.
+pub async fn word(session: &Sql, trusted: &BTreeSet<String>, deaf: &mut Option<String>) -> Result<Word, Error> {
+    let trusted: Vec<String> = trusted.iter().map(|name| literal(name)).collect();
     let query = format!(
         "SELECT obj_description(f.oid, 'pg_proc'), w.oid IS NOT NULL, \
          o.rolsuper OR n.nspowner IN (SELECT datdba FROM pg_database WHERE datname = current_database()) OR o.rolname = current_user \
-           OR n.nspowner IN (SELECT pubowner FROM pg_publication WHERE pubname = {}), \
+           OR o.rolname = ANY (ARRAY[{}]::name[]), \
          has_schema_privilege(n.oid, 'USAGE') AND w.mine \
          FROM pg_namespace n JOIN pg_roles o ON o.oid = n.nspowner \
          LEFT JOIN LATERAL (SELECT min(c.oid) AS oid, bool_and(has_table_privilege(c.oid, 'SELECT')) AS mine, count(*) AS number FROM pg_class c \
            JOIN pg_roles r ON r.oid = c.relowner WHERE c.relnamespace = n.oid AND c.relname IN ('word_1', 'word_2') AND c.relkind = 'S' \
            AND (c.relowner = n.nspowner OR r.rolsuper)) w ON w.number = 2 \
          LEFT JOIN pg_proc f ON f.pronamespace = n.oid AND f.proname = 'invalidate' AND {ITS_ARGUMENTS} WHERE n.nspname = 'waltag'",
-        literal(publication)
+        trusted.join(", ")
     );
     let rows = session.rows(&query).await?;
     let field = |index: usize| rows.first().and_then(|row| row.get(index));
@@ -63,7 +66,7 @@ pub async fn word(session: &Sql, publication: &str, deaf: &mut Option<String>) -
         (_, Some("t"), Some("t"), Some("t")) => None,
         (_, Some("t"), Some("t"), _) => Some("this role may not read waltag.word_1 and waltag.word_2"),
         (_, Some("t"), ..) => {
-            Some("the schema `waltag` belongs to a role that owns neither the database nor the publication")
+            Some("the schema `waltag` belongs to a role that owns neither the database nor a table of the rules")
         }
         _ => Some("there are no sequences waltag.word_1 and waltag.word_2 of the schema's owner"),
     };

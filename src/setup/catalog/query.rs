@@ -86,7 +86,7 @@ pub(super) fn tables(wanted: &str, publications: &[&str], with_schemas: bool) ->
          concat(n.oid, ':', n.xmin), concat(n.nspowner, ' ', n.nspacl), \
          CASE WHEN c.relhassubclass THEN {edges} END, \
          (SELECT string_agg(d.xmin::text, ' ' ORDER BY d.oid) FROM pg_attrdef d JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum \
-            WHERE d.adrelid = c.oid AND a.attgenerated = 'v') \
+            WHERE d.adrelid = c.oid AND a.attgenerated = 'v'), pg_get_userbyid(c.relowner), pg_get_userbyid(n.nspowner) \
          FROM {wanted} JOIN pg_namespace n ON n.nspname = wanted.schema JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name",
         publications = publications.join(", "),
         edges = "(WITH RECURSIVE tree(oid, written) AS (SELECT c.oid, NULL::text UNION SELECT i.inhrelid, i.xmin::text FROM tree \
@@ -148,7 +148,7 @@ pub(super) fn members(wanted: &str, publication: &str, inserts: &str, with_lists
            c.oid, c.relfilenode, coalesce(attributes.stored, false), {inserted}, {list}, attributes.written, c.reltoastrelid, \
            (SELECT string_agg(pr.oid || ':' || pr.xmin, ',' ORDER BY pr.oid) FROM pg_publication_rel pr JOIN pg_publication p ON p.oid = pr.prpubid \
              AND p.pubname IN ({main}, {inserts}) WHERE pr.prrelid = c.oid), \
-           t.xmin::text, concat(t.typowner, ' ', t.typacl), pg_get_userbyid(c.relowner) \
+           t.xmin::text, concat(t.typowner, ' ', t.typacl) \
          FROM tree JOIN pg_class r ON r.oid = tree.root JOIN pg_namespace rn ON rn.oid = r.relnamespace \
          JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN attributes ON attributes.oid = c.oid \
          LEFT JOIN pg_type t ON t.oid = c.reltype \
