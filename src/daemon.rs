@@ -243,6 +243,11 @@ impl Daemon {
                 self.reload.look_again();
                 check_due = checked + wait;
             }
+            if flow.relations.are_too_many() {
+                return Err(Error::away(
+                    "the stream has described more tables than are remembered: opening it anew, it begins with those that change. Publish fewer, if this comes often",
+                ));
+            }
             if flow.lanes.iter().any(Lane::wants_reopening) {
                 return Err(Error::away(
                     "a table was published that a transaction was writing, and this server forgets it; opening the stream anew",

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -24,6 +24,8 @@ const BURST: f64 = 100.0;
 const RATE: f64 = 10.0;
 /// Lines that wait for whoever reads stderr.
 const WAITING: usize = 1_024;
+/// How long the last words may take.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of an entry.
 const LONGEST: usize = 64 << 10;
 
@@ -57,6 +59,16 @@ pub fn start(format: LogFormat) -> WorkerGuard {
         (LogFormat::Text, false) => registry.with(log.with_writer(entries)).init(),
     }
     guard
+}
+
+/// Writes what has to be said at the end. A stderr that nobody reads, or whose disk is full, must not take the exit code away: it is given a second.
+pub fn last_words(text: String) {
+    let (told, heard) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = io::stderr().write_all(text.as_bytes());
+        let _ = told.send(());
+    });
+    let _ = heard.recv_timeout(PATIENCE);
 }
 
 /// Lines that were not written since the program began.
@@ -152,8 +164,6 @@ fn shown(entry: &str, colours: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

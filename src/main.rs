@@ -9,11 +9,13 @@ use waltag::command::dialects::Form;
 use waltag::command::setup::Wish;
 use waltag::exit::Exit;
 use waltag::failure::Failure;
+use waltag::log;
 use waltag::plain::lines;
 use waltag::rules::diagnostic::masked_urls;
 use waltag::settings::{self, Environment, Settings};
 
 fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| log::last_words(format!("{panic}\nThis is a mistake in waltag.\n"))));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -22,7 +24,7 @@ fn main() -> ExitCode {
     match start(cli, &environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", lines(&masked_urls(&format!("{error:#}"))));
+            log::last_words(lines(&masked_urls(&format!("{error:#}\n"))));
             let exit = error.downcast_ref::<Failure>().map_or(Exit::Bug, |failure| failure.exit);
             ExitCode::from(exit as u8)
         }
@@ -32,7 +34,7 @@ fn main() -> ExitCode {
 fn start(cli: Cli, environment: &Environment) -> anyhow::Result<()> {
     let format = settings::log_format(&cli.typed, environment).map_err(Failure::from)?;
     // stdout carries results, stderr the log.
-    let _written = waltag::log::start(format);
+    let _written = log::start(format);
     // One thread is enough: one loop moves more changes per second than a walsender sends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(tokio::task::LocalSet::new().run_until(run(cli, environment)));
@@ -66,7 +68,9 @@ async fn run(cli: Cli, environment: &Environment) -> Result<(), Failure> {
             command::check::check(&settings(&cli.typed)?, environment, live, strict, json).await
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "waltag", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "waltag", &mut script);
+            let _ = std::io::Write::write_all(&mut std::io::stdout(), &script);
             Ok(())
         }
         Command::Schema => {
@@ -91,15 +95,22 @@ async fn run(cli: Cli, environment: &Environment) -> Result<(), Failure> {
 }
 
 fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
     // What was typed in the wrong place is repeated, and may be a URL with its password.
-    let is_url =
-        |argument: &String| argument.contains("://") || argument.contains("password") || argument.contains("pass=");
-    match error.use_stderr() && std::env::args().skip(1).any(|argument| is_url(&argument)) {
-        true => eprintln!(
-            "error: {}; what was typed holds a URL or a password and is not repeated. `waltag --help` shows what is understood",
+    let may_hold_one = |argument: String| {
+        !argument.starts_with('-') && argument.contains(['@', ':', '=', '%']) || argument.contains("://")
+    };
+    let repeats = std::env::args().skip(1).any(may_hold_one)
+        || std::env::args().skip(1).any(|argument| argument.to_lowercase().contains("pass"));
+    log::last_words(match repeats {
+        true => format!(
+            "error: {}; what was typed may hold a password and is not repeated. `waltag --help` shows what is understood\n",
             error.kind()
         ),
-        false => drop(error.print()),
-    }
-    if error.use_stderr() { ExitCode::from(Exit::Usage as u8) } else { ExitCode::SUCCESS }
+        false => error.render().to_string(),
+    });
+    ExitCode::from(Exit::Usage as u8)
 }

@@ -6,9 +6,10 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes that may come for what was sent last: a thousand keys of a SCAN with 12 kB each. Within redis-rs an answer takes up to eleven times its
-/// bytes (nils of five).
-const ANSWER: usize = 12 << 20;
+/// Bytes that may come for what was sent last, ...
+const ANSWER: usize = 32 << 20;
+/// ... where each line of the protocol counts for more: an element of three bytes takes so much within redis-rs.
+const LINE: usize = 128;
 
 /// Counts what arrives.
 pub struct Bounded<S> {
@@ -31,9 +32,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.socket).poll_read(context, buffer);
-        let new = buffer.filled().len() - before;
+        let arrived = buffer.filled().get(before..).unwrap_or_default();
+        let new = arrived.len() + LINE * arrived.iter().filter(|byte| **byte == b'\n').count();
         if new > self.left {
-            let sentence = format!("Redis answers with more than {} MiB", ANSWER >> 20);
+            let sentence = format!("Redis answers with more than fits into {} MiB", ANSWER >> 20);
             return Poll::Ready(Err(io::Error::other(sentence)));
         }
         self.left -= new;

@@ -96,11 +96,15 @@ impl Doors {
 
     /// Is this what the server is called? An address cannot be rebound.
     fn is_called(&self, authority: &str) -> bool {
-        let bracketed = authority.strip_prefix('[').and_then(|rest| rest.split_once(']'));
-        let host = match bracketed {
-            Some((address, _)) => address,
-            None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
-        };
+        let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+        if let Some((address, rest)) = authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            return address.parse::<std::net::Ipv6Addr>().is_ok()
+                && rest.strip_prefix(':').map_or(rest.is_empty(), is_port);
+        }
+        let (host, port) = authority.split_once(':').unwrap_or((authority, ""));
+        if !is_port(port) {
+            return false;
+        }
         let name = host.strip_suffix('.').unwrap_or(host);
         host.parse::<IpAddr>().is_ok()
             || name.eq_ignore_ascii_case("localhost")
@@ -290,6 +294,9 @@ mod tests {
             ("10.1.2.3", true),
             ("LOCALHOST.:1", true),
             ("waltag.example:80", true),
+            ("[::1]evil.example", false),
+            ("[localhost]", false),
+            ("localhost:evil.example", false),
             ("attacker.example", false),
             ("127.0.0.1.attacker.example", false),
             ("localhost.attacker.example:9185", false),

@@ -12,6 +12,8 @@ pub struct Source {
     pub path: PathBuf,
     /// Its text.
     pub text: String,
+    /// It is reached by a link out of its directory: who may make links here could have any file shown that the daemon can read.
+    pub is_elsewhere: bool,
 }
 
 /// A place in a [`Source`]; line and column count from 1, columns in characters.
@@ -113,6 +115,16 @@ impl fmt::Display for Diagnostic {
             Severity::Error => "error",
             Severity::Warning => "warning",
         };
+        if self.place.source.is_elsewhere {
+            // Also what is quoted in the sentence stands in that file.
+            let sentence: String = self.message.split('`').step_by(2).collect::<Vec<_>>().join("`...`");
+            writeln!(f, "{severity}[{}]: {}", self.code, whole(&masked_urls(&sentence)))?;
+            return write!(
+                f,
+                " --> {} (a link out of its directory: nothing of it is shown)",
+                whole(&self.place.to_string())
+            );
+        }
         let line = self.place.line.to_string();
         let margin = " ".repeat(line.len());
         // A tab stays a tab under the line, so that the caret stands where the eye looks.
@@ -287,10 +299,14 @@ mod tests {
 
     #[test]
     fn caret_stands_under_the_word() {
-        let source = Arc::new(Source { path: "r.yaml".into(), text: "a: 1\n\tb: oops\n".into() });
+        let source = Arc::new(Source { path: "r.yaml".into(), text: "a: 1\n\tb: oops\n".into(), is_elsewhere: false });
         let place = Place { source, line: 2, column: 5, width: 4 };
         let shown = place.error("type", "no").help("do").to_string();
-        let long = Arc::new(Source { path: "r.yaml".into(), text: format!("{}b{}", "a".repeat(500), "c".repeat(500)) });
+        let long = Arc::new(Source {
+            path: "r.yaml".into(),
+            text: format!("{}b{}", "a".repeat(500), "c".repeat(500)),
+            is_elsewhere: false,
+        });
         let far = Place { source: long, line: 1, column: 501, width: 1 }.error("type", "no").to_string();
         let lines: Vec<&str> = far.lines().collect();
         assert_eq!(lines[3].find('b'), lines[4].find('^'), "{far}");

@@ -297,12 +297,24 @@ pub fn read(paths: &[String]) -> Result<Files, paths::Error> {
     paths::files(paths)?.into_iter().map(read).collect()
 }
 
+/// Does it lead to a file that is not below its own directory? (Kubernetes links within.)
+fn is_elsewhere(path: &std::path::Path) -> bool {
+    let own = path
+        .parent()
+        .and_then(|parent| if parent.as_os_str().is_empty() { ".".as_ref() } else { parent }.canonicalize().ok());
+    match (own, path.canonicalize()) {
+        (Some(own), Ok(target)) => !target.starts_with(own),
+        // Kept rules, and texts of tests, stand nowhere.
+        _ => false,
+    }
+}
+
 /// Rule files are UTF-8; a byte order mark is forgiven.
 fn source(path: PathBuf, bytes: Vec<u8>) -> Result<Arc<Source>, Box<Diagnostic>> {
     match String::from_utf8(bytes) {
         Ok(text) => {
             let text = text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned);
-            Ok(Arc::new(Source { path, text }))
+            Ok(Arc::new(Source { is_elsewhere: is_elsewhere(&path), path, text }))
         }
         Err(error) => {
             let valid = error.utf8_error().valid_up_to();
@@ -310,7 +322,12 @@ fn source(path: PathBuf, bytes: Vec<u8>) -> Result<Arc<Source>, Box<Diagnostic>>
             let before = String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default()).into_owned();
             let line = before.matches('\n').count() + 1;
             let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-            let place = Place { source: Arc::new(Source { path, text }), line, column, width: 1 };
+            let place = Place {
+                source: Arc::new(Source { is_elsewhere: is_elsewhere(&path), path, text }),
+                line,
+                column,
+                width: 1,
+            };
             Err(Box::new(place.error("encoding", "the file is not UTF-8")))
         }
     }

@@ -131,6 +131,10 @@ impl Plan {
         });
         let looked_at = plan.entries.iter().flat_map(Entry::columns).chain(of_conditions);
         plan.width = looked_at.max().map_or(0, |last| last + 1);
+        // Tables that no rule names may be many, and wide.
+        if plan.entries.is_empty() {
+            plan.columns = Vec::new();
+        }
         plan
     }
 

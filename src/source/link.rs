@@ -40,12 +40,26 @@ pub struct Link {
 
 /// How many bytes may come before somebody asks again.
 #[derive(Clone, Default)]
-pub struct Meter(Arc<AtomicU64>);
+pub struct Meter(Arc<AtomicU64>, Arc<AtomicU64>);
 
 impl Meter {
     /// Another answer is expected.
     pub fn renew(&self) {
         self.0.store(ANSWER, Ordering::Relaxed);
+    }
+
+    /// The same until what is handed out here is dropped: what comes beside the answer does not renew it.
+    pub fn begin(&self) -> Question {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.renew();
+        Question(self.clone())
+    }
+
+    /// Something came that nobody had asked for.
+    pub fn was_told(&self) {
+        if self.1.load(Ordering::Relaxed) == 0 {
+            self.renew();
+        }
     }
 
     /// Did it end because it was too long?
@@ -61,6 +75,15 @@ impl Meter {
             true => Err(io::Error::other(TOO_LONG)),
             false => Ok(()),
         }
+    }
+}
+
+/// An answer is awaited.
+pub struct Question(Meter);
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        self.0.1.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -56,6 +56,8 @@ pub const UNLIMITED: &str = "SELECT set_config(name, '0', false) FROM pg_setting
 
 /// What a row of an answer costs in memory beside its bytes.
 const ROW: u64 = 128;
+/// The same for each of its columns.
+const COLUMN: u64 = 24;
 
 /// Our queries take milliseconds; one that takes this long is not coming back.
 pub const QUERY_LIMIT: Duration = Duration::from_secs(10);
@@ -223,11 +225,13 @@ impl Sql {
 
     async fn rows_as_written(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, Error> {
         let reading = async {
-            self.meter.renew();
+            let _question = self.meter.begin();
             let (mut rows, mut answer) = (Vec::new(), pin!(self.client.simple_query_raw(sql).await?));
             while let Some(message) = poll_fn(|context| answer.as_mut().poll_next(context)).await {
                 if let SimpleQueryMessage::Row(row) = message? {
-                    self.meter.spend(ROW).map_err(|error| Error::Away(error.to_string()))?;
+                    self.meter
+                        .spend(ROW + COLUMN * row.len() as u64)
+                        .map_err(|error| Error::Away(error.to_string()))?;
                     rows.push(row);
                 }
             }
@@ -242,7 +246,7 @@ impl Sql {
     /// must be dropped afterwards, because the rest still comes.
     pub async fn copy(&self, copy: &str, most: usize) -> Result<Vec<Vec<Option<String>>>, Error> {
         let reading = async {
-            self.meter.renew();
+            let _question = self.meter.begin();
             let stream = match self.client.copy_out(copy).await {
                 Ok(stream) => stream,
                 Err(error) if error.as_db_error().is_some() => return Ok(Vec::new()),
@@ -293,9 +297,9 @@ async fn drive(
     meter: Meter,
 ) -> Result<(), tokio_postgres::Error> {
     while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
-        // Nobody asked for it: a session that listens hears millions.
-        meter.renew();
         if let AsyncMessage::Notification(_) = message? {
+            // Nobody asked for it: a session that listens hears millions.
+            meter.was_told();
             // Full: one is waiting already.
             let _ = wake.try_send(());
         }

@@ -19,10 +19,18 @@ use crate::rules::Rules;
 use crate::rules::events::Event;
 use crate::rules::plan::{Cell, Change, Column, Plan, Unlisted};
 use crate::rules::tables::TableName;
+use crate::rules::value::{is_json, is_no_array};
 use crate::source::lsn::{Lsn, Xid};
 use crate::source::visibility::Snapshot;
 use crate::tags::Stale;
 use tokio_postgres::types::Type;
+
+/// Bytes of relations that are remembered: who may publish tables of her own could otherwise fill the memory with their columns.
+const MOST: usize = 48 << 20;
+/// What a column takes beside its name, ...
+const COLUMN: usize = 64;
+/// ... and a relation beside its columns.
+const RELATION: usize = 512;
 
 /// A relation with its plan.
 pub struct Relation {
@@ -132,6 +140,8 @@ pub struct Relations {
     floor: Option<Lsn>,
     /// Base types of domains.
     types: HashMap<u32, u32>,
+    /// Bytes of what was described.
+    size: usize,
 }
 
 /// A change of a relation that the stream has not described.
@@ -270,7 +280,15 @@ impl Relations {
         let mut described = Relation { table, columns, tables, plan, standing, told: Default::default() };
         let tables = described.tables_by(&self.lineage, relation.oid, self.roots.get(&relation.oid), rules);
         described.fall_under(tables, rules);
-        self.known.insert(relation.oid, described);
+        self.size += described.size();
+        if let Some(before) = self.known.insert(relation.oid, described) {
+            self.size -= before.size();
+        }
+    }
+
+    /// Has the stream described more than can be remembered? Opened anew, it describes what changes again.
+    pub fn are_too_many(&self) -> bool {
+        self.size > MOST
     }
 
     /// What is not known of a relation that is described.
@@ -340,7 +358,21 @@ impl Relations {
     }
 }
 
+/// The most bytes of a value that is looked at. What is taken apart (json, arrays, and types that may be arrays) takes up to 110 times its bytes.
+fn longest(type_oid: u32) -> usize {
+    match is_no_array(type_oid) && !is_json(type_oid) {
+        true => 1 << 20,
+        false => 256 << 10,
+    }
+}
+
 impl Relation {
+    /// Bytes that it takes.
+    fn size(&self) -> usize {
+        let columns = self.columns.iter().map(|column| column.name.len() + COLUMN).sum::<usize>();
+        columns + self.table.schema.len() + self.table.name.len() + RELATION
+    }
+
     /// The tables whose rules it falls under: those that the catalog says; its own name, if the catalog has it under another one or not at
     /// all, until one was judged that knows better; and while it is in doubt each that it may be a member of.
     fn tables_by(&self, lineage: &Lineage, oid: u32, root: Option<&u32>, rules: &Rules) -> Vec<TableName> {
@@ -383,6 +415,7 @@ impl Relation {
             Value::Null => Cell::Null,
             Value::Unchanged => Cell::Unknown,
             // The session asked for UTF-8 text; anything else is not a value that a template could write.
+            Value::Text(bytes) if bytes.len() > longest(column.type_oid) => Cell::Lost,
             Value::Text(bytes) => std::str::from_utf8(bytes).map_or(Cell::Lost, Cell::Text),
             Value::LeftOut | Value::Binary(_) => Cell::Lost,
         };
