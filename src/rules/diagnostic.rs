@@ -166,6 +166,14 @@ fn printable(text: &str) -> String {
 /// character is masked by one, so that the caret stays where it belongs.
 fn masked(text: &str) -> String {
     let mut spans = spans_of_urls(text);
+    // All that a URL has before its host, blanks that do not belong there included. `<@table>` is no URL.
+    let is_placeholder = |at: usize| text.get(..at).is_some_and(|part| part.ends_with('<'));
+    let last = text.char_indices().rfind(|(at, c)| *c == '@' && !is_placeholder(*at));
+    if let (Some(colon), Some((at, _))) = (text.find(":/").map(|at| at + 1), last)
+        && colon < at
+    {
+        spans.push((colon, at));
+    }
     let lower: String = text.chars().map(|c| c.to_ascii_lowercase()).collect();
     // A key that says it holds a secret.
     for word in ["password", "passwd", "secret", "token"] {
@@ -192,14 +200,6 @@ fn hidden(text: &str, spans: &[(usize, usize)]) -> String {
 /// Where something may be a password, in bytes.
 fn spans_of_urls(text: &str) -> Vec<(usize, usize)> {
     let mut spans = Vec::new();
-    // All that a URL has before its host, blanks that do not belong there included. `<@table>` is no URL.
-    let is_placeholder = |at: usize| text.get(..at).is_some_and(|part| part.ends_with('<'));
-    let last = text.char_indices().rfind(|(at, c)| *c == '@' && !is_placeholder(*at));
-    if let (Some(colon), Some((at, _))) = (text.find(":/").map(|at| at + 1), last)
-        && colon < at
-    {
-        spans.push((colon, at));
-    }
     let mut begin = 0;
     for word in text.split(|c: char| c.is_whitespace() || "\"'`[],".contains(c)) {
         // `user:password@host`, with or without a scheme: what stands between the first colon and the last `@`.
