@@ -461,6 +461,9 @@ async fn no_line_is_forged() {
 /// The stream of a publication with such a name is the stream of that publication.
 #[tokio::test]
 async fn a_publication_that_is_called_so_is_read() {
+    if crate::support::outbox() {
+        return;
+    }
     let world = World::with("", "CREATE TABLE first_model (id int PRIMARY KEY); CREATE PUBLICATION other").await;
     world.rules(crate::outbox::ONE);
     let name = "--publication=x\"', other\nFORGED,\"y";
