@@ -23,6 +23,7 @@ use crate::cache::gap::{Gap, REWOUND};
 use crate::cache::lane::{Event as LaneEvent, Lane};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::files;
 use crate::flow::Flow;
 use crate::http::admission::{self, Doors};
 use crate::http::{self, Board, Reached};
@@ -127,7 +128,11 @@ struct Daemon {
 pub async fn run(settings: Settings, start: Start) -> Result<(), Failure> {
     let mut shutdown = Shutdown::listen()?;
     admission::raise_limit();
+    files::refuse_pipes();
     let board = Board::new();
+    if settings.names.feed == Feed::Replication {
+        board.reads_the_log();
+    }
     let host = settings.listen.rsplit_once(':').map(|(host, _)| host.to_owned());
     let doors = Doors {
         hosts: host.into_iter().chain(settings.listen_hosts.clone()).collect(),

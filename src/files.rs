@@ -1,18 +1,38 @@
 //! Files that somebody else names or may replace: rules, secrets, certificates. A FIFO would stop the loop, a device fill the memory, and a rule file of
 //! 60 MB take 850 MB.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
 /// Bytes of a file.
 const LARGEST: u64 = 4 << 20;
 
-/// The content of a regular file of at most 4 MiB; opened without waiting for anybody.
+/// How long a pipe is waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// From here on there is a loop that must not wait.
+static NO_PIPES: AtomicBool = AtomicBool::new(false);
+
+/// A pipe is refused from now on: until then `--rules <(helm template ...)` and `--database-url-file <(pass show ...)` are read.
+pub fn refuse_pipes() {
+    NO_PIPES.store(true, Ordering::Relaxed);
+}
+
+/// The content of a regular file of at most 4 MiB, or of a pipe that somebody writes; opened without waiting for anybody.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let is_pipe = |metadata: &std::fs::Metadata| metadata.file_type().is_fifo();
+    if !NO_PIPES.load(Ordering::Relaxed) && is_pipe(&std::fs::metadata(path)?) {
+        let pipe = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+        if is_pipe(&pipe.metadata()?) {
+            return read_pipe(pipe);
+        }
+    }
     let unfit = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
     // Looked at before it is opened, because opening a device may do something; and after, because it may have been replaced.
     let is_fit = |metadata: &std::fs::Metadata| match (metadata.is_file(), metadata.len()) {
@@ -28,6 +48,29 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     match content.len() as u64 > LARGEST {
         true => Err(unfit("it grows while it is read, and 4 MiB is the most".into())),
         false => Ok(content),
+    }
+}
+
+/// What comes out of a pipe within [`PATIENCE`]. One that nobody writes to ends at once.
+fn read_pipe(mut pipe: File) -> io::Result<Vec<u8>> {
+    let (begin, mut content, mut part) = (Instant::now(), Vec::new(), [0; 64 << 10]);
+    loop {
+        match pipe.read(&mut part) {
+            Ok(0) if content.is_empty() => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "it is not a regular file, and nobody writes into it",
+                ));
+            }
+            Ok(0) => return Ok(content),
+            Ok(count) => content.extend_from_slice(part.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(5)),
+            Err(error) => return Err(error),
+        }
+        if content.len() as u64 > LARGEST || begin.elapsed() > PATIENCE {
+            let sentence = "it is not a regular file, and what comes out of it does not end within 4 MiB and 3 s";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, sentence));
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 pub mod admission;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Extension;
@@ -120,6 +120,8 @@ pub struct Board {
     knock: Arc<Notify>,
     /// Milliseconds from `begin` to the last turn of the loop.
     turned: Arc<AtomicU64>,
+    /// The daemon reads the log: a transaction is nothing to wait for.
+    logged: Arc<AtomicBool>,
     /// For those who wait.
     places: Arc<Semaphore>,
 }
@@ -145,8 +147,14 @@ impl Board {
             ends: Arc::default(),
             knock: Arc::default(),
             turned: Arc::default(),
+            logged: Arc::default(),
             places: Arc::new(Semaphore::new(admission::waiters())),
         }
+    }
+
+    /// The daemon reads the log.
+    pub fn reads_the_log(&self) {
+        self.logged.store(true, Ordering::Relaxed);
     }
 
     /// Every cache is as far as this now.
@@ -300,6 +308,11 @@ async fn wait(State(board): State<Board>, Query(wait): Query<Wait>) -> (StatusCo
     let outbox = board.saw.borrow().is_some();
     if outbox && matches!(token, Token::Position(_)) {
         return wrong("this daemon reads an outbox: wait for an xid or a snapshot, not for an LSN".into());
+    }
+    if board.logged.load(Ordering::Relaxed) && !matches!(token, Token::Position(_)) {
+        return wrong(
+            "this daemon reads the log: wait for what pg_current_wal_flush_lsn() says after the commit (lsn)".into(),
+        );
     }
     // Whoever asks something else must find a connection that does not wait.
     let Ok(_place) = board.places.try_acquire() else {

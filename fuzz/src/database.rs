@@ -59,7 +59,7 @@ pub fn pgoutput(data: &[u8]) {
         .flat_map(|tuple| tuple.values())
         .map(|value| match value {
             Value::Text(bytes) | Value::Binary(bytes) => bytes.len() + 5,
-            Value::Null | Value::Unchanged => 1,
+            Value::Null | Value::Unchanged | Value::LeftOut => 1,
         })
         .sum();
     assert!(held <= data.len(), "values of {held} bytes in a message of {}", data.len());
@@ -503,6 +503,12 @@ pub fn catalog(data: &[u8]) {
     }
     // One literal, one identifier, whatever is in them.
     let text = line(5).replace('\0', "");
+    assert!(![identifier(&text), literal(&text)].concat().contains(waltag::plain::is_hidden), "something is hidden");
+    if TableName::parse_sql(&format!("{}.{}", identifier(&text), identifier(&text))).is_none() {
+        assert!(text.is_empty(), "what was written is not read");
+    }
+    // What is escaped otherwise is read back above.
+    let text = text.replace(waltag::plain::is_hidden, "");
     let quoted = identifier(&text);
     let inner = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).expect("quoted");
     assert_eq!(inner.replace("\"\"", "").matches('"').count(), 0);

@@ -122,7 +122,9 @@ async fn plan(
     if wish.remove {
         let remains = Remains::read(session, &catalog, &settings.names.slot).await.map_err(failed)?;
         let mut statements = removal::remove(&catalog, &remains, &role);
-        statements.splice(0..0, named.remove());
+        // Behind the slot: who may not drop that has removed nothing yet.
+        let behind = usize::from(remains.slot.is_some()).min(statements.len());
+        statements.splice(behind..behind, named.remove());
         return Ok(statements);
     }
     refuse_wrong_rules(rules, &catalog)?;
@@ -225,6 +227,12 @@ async fn execute(session: &Session, lock_timeout: Duration, statement: &Statemen
 fn privilege(error: &sql::Error) -> Option<Failure> {
     match error {
         sql::Error::Server(error) if error.code == "42501" => {
+            if error.message.contains("replication slots") {
+                let sentence = format!(
+                    "setup: {error}. Drop the slot as the daemon's role (SELECT pg_drop_replication_slot(...), see above), then run this again"
+                );
+                return Some(Failure::new(Exit::NoPermission, sentence));
+            }
             let sentence = format!(
                 "setup: {error}. Run it as the owner of the tables (REPLICATION needs a superuser, or CREATEROLE with REPLICATION)."
             );

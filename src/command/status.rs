@@ -20,7 +20,10 @@ const MOST: u64 = 16 << 20;
 
 /// Prints how the daemon is; 75 if it is not ready.
 pub async fn status(settings: &Settings, json: bool) -> Result<(), Failure> {
-    let (_, body) = ask(settings, "/status", LIMIT).await?;
+    let (code, body) = ask(settings, "/status", LIMIT).await?;
+    if matches!(code.as_str(), "401" | "403") {
+        return Err(away(&settings.listen, body.trim_end()));
+    }
     let not_ours = |_| away(&settings.listen, "what answers is not waltag");
     let status: Status = serde_json::from_str(&body).map_err(not_ours)?;
     match json {
@@ -56,6 +59,7 @@ pub async fn wait(settings: &Settings, token: &str, limit: &str) -> Result<(), F
         }
         "400" => Err(usage(body.trim_end().to_owned())),
         "503" | "504" => Err(Failure::new(Exit::NotYet, body.trim_end())),
+        "401" | "403" => Err(away(&settings.listen, body.trim_end())),
         _ => Err(away(&settings.listen, "what answers is not waltag")),
     }
 }

@@ -207,7 +207,7 @@ impl Ear {
             }
             None => rules.default_cache(),
         };
-        let mut refused = None;
+        let (mut refused, mut count) = (None, 0);
         for (index, (stale, allowed)) in stale.iter_mut().zip(&self.allowed).enumerate() {
             if cache.is_some_and(|cache| cache != index) {
                 continue;
@@ -217,14 +217,17 @@ impl Ear {
                     true => {
                         stale.tags.insert(tag.as_bytes());
                     }
-                    false => refused = Some((index, tag)),
+                    false => {
+                        refused.get_or_insert((index, tag));
+                        count += 1;
+                    }
                 }
             }
         }
         let Some((index, tag)) = refused else { return Ok(()) };
         let cache = rules.caches.get(index).map_or("", |cache| cache.name.as_str());
         Err(format!(
-            "in the cache `{cache}` the tag is the key, and neither a template of the rules nor `prefix_only` lets SQL name `{}`",
+            "waltag.invalidate names {count} tags that it may not, the others go: in the cache `{cache}` neither a template of the rules nor `prefix_only` lets SQL name `{}`",
             plain(tag)
         ))
     }

@@ -247,7 +247,7 @@ impl Entry {
             return Err("the replica identity does not send the old value");
         }
         if has(Cell::Lost) {
-            return Err("the value is too long to be held");
+            return Err("a value is longer than is looked at (1 MiB; json and arrays 512 KiB)");
         }
         if self.fans_out {
             return self.fan_out(pieces, row, tags);

@@ -362,7 +362,7 @@ impl Relations {
 fn longest(type_oid: u32) -> usize {
     match is_no_array(type_oid) && !is_json(type_oid) {
         true => 1 << 20,
-        false => 256 << 10,
+        false => 512 << 10,
     }
 }
 
@@ -443,7 +443,7 @@ impl Relation {
         }
         self.told.set(Some(Instant::now()));
         let Unlisted { template, reason } = unlisted;
-        tracing::error!(table = %self.table, template, "{reason}: everything that the rules reach in its caches goes stale");
+        tracing::error!(table = %self.table, template, "{reason}: what stands for it goes stale, by `unknown:`, or everything that the rules reach in its caches");
     }
 }
 
