@@ -38,11 +38,11 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// The longest that a request may take before it is answered: `/wait`, and a bit.
 const REQUEST_LIMIT: Duration = Duration::from_secs(310);
 /// A new connection may say what it wants within this, and take an answer, before it counts as one that does nothing.
-const GRACE: Duration = Duration::from_millis(200);
+const GRACE: Duration = Duration::from_millis(500);
 /// Who is to make way is looked for this often, ...
 const LOOK: Duration = Duration::from_millis(20);
 /// ... and so many times.
-const LOOKS: u32 = 25;
+const LOOKS: u32 = 50;
 /// After `accept` has failed.
 const PAUSE: Duration = Duration::from_millis(100);
 

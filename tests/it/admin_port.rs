@@ -115,14 +115,14 @@ async fn thousands_who_wait_are_answered_and_forgotten() {
     until_within(PATIENCE, "all have asked", || async { asked.load(Ordering::Relaxed) == MANY }).await;
     assert_alive(&address, PROMPTLY);
     println!("VmRSS {before} MiB, while all wait {} MiB", mebibytes(pid, "VmRSS"));
-    let freed = Instant::now();
     signal(world.redis.pid().unwrap(), "CONT");
     let mut stale = 0;
     for wait in waits {
-        let (code, at) = tokio::time::timeout(PATIENCE, wait).await.expect("all are answered").unwrap();
+        let (code, _) = tokio::time::timeout(PATIENCE, wait).await.expect("all are answered").unwrap();
         match code.as_str() {
             "200" => stale += 1,
-            "503" => assert!(at < freed, "who is refused is refused at once"),
+            // Refused; or, where all have come at once, sent away for those who came behind.
+            "503" | "" => {}
             other => panic!("answered {other:?}"),
         }
     }
