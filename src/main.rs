@@ -101,11 +101,11 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     // What was typed in the wrong place is repeated, and may be a URL with its password.
     let may_hold_one = |argument: String| {
-        !argument.starts_with('-') && argument.contains(['@', ':', '=', '%']) || argument.contains("://")
+        !argument.starts_with('-') && argument.contains(['@', ':', '=', '%'])
+            || argument.contains("://")
+            || argument.to_lowercase().contains("pass")
     };
-    let repeats = std::env::args().skip(1).any(may_hold_one)
-        || std::env::args().skip(1).any(|argument| argument.to_lowercase().contains("pass"));
-    log::last_words(match repeats {
+    log::last_words(match std::env::args().skip(1).any(may_hold_one) {
         true => format!(
             "error: {}; what was typed may hold a password and is not repeated. `waltag --help` shows what is understood\n",
             error.kind()

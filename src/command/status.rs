@@ -20,10 +20,7 @@ const MOST: u64 = 16 << 20;
 
 /// Prints how the daemon is; 75 if it is not ready.
 pub async fn status(settings: &Settings, json: bool) -> Result<(), Failure> {
-    let (code, body) = ask(settings, "/status", LIMIT).await?;
-    if matches!(code.as_str(), "401" | "403") {
-        return Err(away(&settings.listen, body.trim_end()));
-    }
+    let (_, body) = ask(settings, "/status", LIMIT).await?;
     let not_ours = |_| away(&settings.listen, "what answers is not waltag");
     let status: Status = serde_json::from_str(&body).map_err(not_ours)?;
     match json {
@@ -59,7 +56,6 @@ pub async fn wait(settings: &Settings, token: &str, limit: &str) -> Result<(), F
         }
         "400" => Err(usage(body.trim_end().to_owned())),
         "503" | "504" => Err(Failure::new(Exit::NotYet, body.trim_end())),
-        "401" | "403" => Err(away(&settings.listen, body.trim_end())),
         _ => Err(away(&settings.listen, "what answers is not waltag")),
     }
 }
@@ -68,7 +64,7 @@ fn away(address: &str, sentence: &str) -> Failure {
     Failure::new(Exit::Unavailable, format!("no waltag answers at {address}: {sentence}"))
 }
 
-/// Code and body of one answer. HTTP/1.0: it ends with the connection.
+/// Code and body of one answer; who is not let in gets the daemon's sentence as an error. HTTP/1.0: it ends with the connection.
 async fn ask(settings: &Settings, path: &str, limit: Duration) -> Result<(String, String), Failure> {
     let address = settings.listen.as_str();
     let token = settings.listen_token.as_ref().map(|token| format!("Authorization: Bearer {token}\r\n"));
@@ -84,5 +80,8 @@ async fn ask(settings: &Settings, path: &str, limit: Duration) -> Result<(String
     let answer = timeout(limit, asking).await.map_err(|_| away(address, "no answer"))?;
     let answer = answer.map_err(|error| away(address, &error.to_string()))?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-    Ok((head.split(' ').nth(1).unwrap_or_default().to_owned(), body.to_owned()))
+    match head.split(' ').nth(1).unwrap_or_default() {
+        "401" | "403" => Err(away(address, body.trim_end())),
+        code => Ok((code.to_owned(), body.to_owned())),
+    }
 }

@@ -132,8 +132,9 @@ impl Daemon {
             flow.resync(&gap);
         }
         self.reload.forget_unjudged();
-        let lineage = catalog.as_ref().or(self.catalog.as_ref()).map(|catalog| catalog.lineage(&self.rules));
-        if let Some(catalog) = catalog.as_ref().or(self.catalog.as_ref()) {
+        let known = catalog.as_ref().or(self.catalog.as_ref());
+        let lineage = known.map(|catalog| catalog.lineage(&self.rules));
+        if let Some(catalog) = known {
             flow.hear_by(catalog.word.clone(), catalog);
         }
         flow.relations.begin(lineage.unwrap_or_default(), census);
